@@ -1,0 +1,429 @@
+"""The records: what each stage made, from what, as frozen models without arrays.
+
+A record lies as JSON beside what it describes and names the SHA-256 of what it was made from, so
+that a file and a record that do not belong together are found out, never used.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from onnxq.qtypes import AffineParameters, IntType, Range
+
+__all__ = [
+    "AnswerCheck",
+    "AuditRow",
+    "Bundle",
+    "CalibrationResult",
+    "CheckpointFacts",
+    "Comparison",
+    "Coverage",
+    "CoverageLine",
+    "ExportedModel",
+    "FileFacts",
+    "Finding",
+    "FloatNode",
+    "FusionLine",
+    "GateResult",
+    "Interval",
+    "LayerDistance",
+    "MetricRow",
+    "ParityCheck",
+    "Provenance",
+    "QuantizedModel",
+    "RuleResult",
+    "SampleChoice",
+    "SizeLine",
+    "TensorParameters",
+    "TensorRange",
+    "ValueFacts",
+    "VerificationReport",
+    "WaivedKey",
+]
+
+Verdict = Literal["passed", "failed", "inconclusive", "unverified"]
+
+
+class Record(BaseModel):
+    """Base of all records."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class FileFacts(Record):
+    """A file, by name and content."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+
+
+class Provenance(Record):
+    """What made a record: versions, machine, and the options in force."""
+
+    onnxq: str
+    packages: dict[str, str]
+    machine: str
+    cpu_flags: tuple[str, ...] = ()
+    options: dict[str, object] = {}
+
+
+class ValueFacts(Record):
+    """A graph input or output. ``shape`` holds a name where a dimension is free; ``domain`` is the
+    interval its values are declared to lie in, in its own unit."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    domain: tuple[float, float] | None = None
+
+
+class Finding(Record):
+    """Something a person should know, about one place."""
+
+    where: str
+    what: str
+    do: str = ""
+
+
+# --- export -------------------------------------------------------------------------------------
+
+
+class WaivedKey(Record):
+    """A checkpoint key that did not fit and was allowed not to, by name."""
+
+    key: str
+    reason: str
+
+
+class CheckpointFacts(Record):
+    """The checkpoint a network was filled from."""
+
+    file: FileFacts
+    nested_under: str | None
+    tensors: int
+    waived: tuple[WaivedKey, ...] = ()
+
+
+class ParityCheck(Record):
+    """One hop of the chain torch → ONNX → cleaned ONNX on one set of inputs.
+
+    ``max_relative`` is the largest difference over the largest magnitude of the reference.
+    """
+
+    hop: str
+    inputs: str
+    samples: int
+    max_absolute: float
+    max_relative: float
+    cosine: float
+    passed: bool
+
+
+class ExportedModel(Record):
+    """A canonical FP32 graph."""
+
+    model: FileFacts
+    inputs: tuple[ValueFacts, ...]
+    outputs: tuple[ValueFacts, ...]
+    opset: int
+    parameters: int
+    checkpoint: CheckpointFacts | None = None
+    parity: tuple[ParityCheck, ...] = ()
+    steps: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    provenance: Provenance
+
+
+# --- calibrate ----------------------------------------------------------------------------------
+
+
+class SampleChoice(Record):
+    """Which samples were taken from a source, and how."""
+
+    source: str
+    plan: str
+    seed: int
+    asked: int
+    indices: tuple[int, ...]
+    digests: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    label_low: float | None = None
+    label_high: float | None = None
+    label_mean: float | None = None
+    made_up: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class TensorRange(Record):
+    """The range of one tensor. ``low``/``high`` are what it is quantized over; ``observed_*`` the
+    exact extremes seen; ``pinned`` names the declaration that overrules observation."""
+
+    low: float
+    high: float
+    observed_low: float
+    observed_high: float
+    values: int
+    zeros: int
+    outside_fraction: float = 0.0
+    pinned: str | None = None
+
+    @property
+    def range(self) -> Range:
+        """As a ``Range``."""
+        return Range.including_zero(self.low, self.high)
+
+
+class CalibrationResult(Record):
+    """Ranges of every float tensor of a graph, on chosen samples."""
+
+    model_sha256: str
+    method: str
+    choice: SampleChoice
+    ranges: dict[str, TensorRange]
+    findings: tuple[Finding, ...] = ()
+    provenance: Provenance
+
+
+# --- quantize -----------------------------------------------------------------------------------
+
+
+class TensorParameters(Record):
+    """Scale and zero point of an activation."""
+
+    scale: float
+    zero_point: int
+    type: IntType
+
+    @property
+    def affine(self) -> AffineParameters:
+        """As the arithmetic wants it."""
+        return AffineParameters(self.scale, self.zero_point, self.type)
+
+
+class FloatNode(Record):
+    """A node that stays float, and why."""
+
+    node: str
+    op_type: str
+    reason: str
+
+
+class QuantizedModel(Record):
+    """A Q/DQ file."""
+
+    model: FileFacts
+    fp32_sha256: str
+    calibration_sha256: str
+    target: str
+    weight_type: IntType
+    activation_type: IntType
+    quantized_nodes: tuple[str, ...]
+    float_nodes: tuple[FloatNode, ...]
+    activations: dict[str, TensorParameters]
+    steps: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    made_up_data: bool = False
+    provenance: Provenance
+
+
+# --- verify -------------------------------------------------------------------------------------
+
+
+class AuditRow(Record):
+    """One operator of the file that was to be integer: what weight and inputs really are."""
+
+    node: str
+    op_type: str
+    weight_type: str | None
+    weight_levels: int | None
+    weight_channels: int | None
+    faults: tuple[str, ...] = ()
+
+
+class CoverageLine(Record):
+    """Integer share of one quantity; both numbers are sums over the same list of nodes."""
+
+    integer: int
+    total: int
+
+    @property
+    def fraction(self) -> float:
+        """``integer / total``; 0 where there is nothing to count."""
+        return self.integer / self.total if self.total else 0.0
+
+
+class Coverage(Record):
+    """How much of the file is integer."""
+
+    operators: CoverageLine
+    parameters: CoverageLine
+    macs: CoverageLine
+
+
+class FusionLine(Record):
+    """What ONNX Runtime makes of one operator type of the file on this machine."""
+
+    op_type: str
+    integer: int
+    total: int
+
+
+class Interval(Record):
+    """A 95 % confidence interval; ``method`` says how, over ``count`` ``units`` of what."""
+
+    low: float
+    high: float
+    method: str
+    units: str
+    count: int
+
+
+class MetricRow(Record):
+    """One metric under every variant of the model.
+
+    ``increase`` is how much worse INT8 is than FP32 in the metric's own unit, sign turned so that
+    positive is worse; ``interval`` is that increase's.
+    """
+
+    metric: str
+    unit: str
+    better: Literal["lower", "higher", "neither"]
+    fp32: float
+    rewritten: float
+    int8: float
+    int8_other: float
+    increase: float | None
+    interval: Interval | None
+    baseline: float | None
+
+
+class GroupRow(Record):
+    """The gated metric for one group (subject, file)."""
+
+    group: str
+    samples: int
+    fp32: float
+    int8: float
+    increase: float
+
+
+class Comparison(Record):
+    """FP32, rewritten FP32 and INT8 on the same held-out samples.
+
+    ``judged_as`` is the semantics of the target: ``"runtime"`` (full optimization) or ``"graph"``
+    (as the Q/DQ graph says); ``other`` is the one printed beside it.
+    """
+
+    source: str
+    samples: int
+    groups: int
+    judged_as: Literal["runtime", "graph"]
+    metrics: tuple[MetricRow, ...]
+    by_group: tuple[GroupRow, ...]
+    worst_group: str | None
+    label_low: float | None = None
+    label_high: float | None = None
+
+
+class LayerDistance(Record):
+    """Distance of one tensor between FP32 and INT8, in ST Edge AI's terms.
+
+    ``sqnr_db`` = 10·log10(Σ ref² / Σ (ref − got)²); ``l2r`` = ‖ref − got‖₂ / ‖ref‖₂; ``nse`` =
+    Nash–Sutcliffe efficiency; ``mean`` and ``std`` are those of the error.
+    """
+
+    tensor: str
+    node: str
+    op_type: str
+    sqnr_db: float
+    rmse: float
+    mae: float
+    l2r: float
+    mean: float
+    std: float
+    nse: float
+    cos: float
+
+
+class GateResult(Record):
+    """One gate and what it saw."""
+
+    metric: str
+    statement: str
+    allowed: float
+    point: float
+    bound: float | None
+    judge: Literal["point", "bound"]
+    verdict: Verdict
+    needs: str = ""
+
+
+class SizeLine(Record):
+    """One row of the size ledger."""
+
+    what: str
+    fp32_bytes: int
+    int8_bytes: int | None
+
+
+class VerificationReport(Record):
+    """Everything that was measured on the file that ships."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    name: str
+    target: str
+    fp32: FileFacts
+    int8: FileFacts
+    gates: tuple[GateResult, ...]
+    comparison: Comparison
+    audit: tuple[AuditRow, ...]
+    coverage: Coverage
+    fusion: tuple[FusionLine, ...]
+    layers: tuple[LayerDistance, ...]
+    ranges: dict[str, TensorRange] = {}
+    float_nodes: tuple[FloatNode, ...] = ()
+    sizes: tuple[SizeLine, ...] = ()
+    macs: int = 0
+    fused_against_unfused_sqnr_db: float | None = None
+    calibration: SampleChoice | None = None
+    parity: tuple[ParityCheck, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    waived: tuple[str, ...] = ()
+    provenance: Provenance
+
+
+# --- hand off -----------------------------------------------------------------------------------
+
+
+class RuleResult(Record):
+    """One rule of the target that the file breaks, or breaks with leave."""
+
+    rule: str
+    severity: Literal["error", "warning"]
+    where: str
+    what: str
+    do: str
+    source: str
+    waived: str | None = None
+
+
+class AnswerCheck(Record):
+    """The known answers of a bundle, as replayed from the file that ships."""
+
+    vectors: int
+    optimization: Literal["full", "none"]
+    bit_exact: bool
+
+
+class Bundle(Record):
+    """A folder that can be handed to the person who flashes the device."""
+
+    model: FileFacts
+    target: str
+    verdict: Verdict
+    files: tuple[FileFacts, ...]
+    rules: tuple[RuleResult, ...]
+    answers: AnswerCheck
+    provenance: Provenance

@@ -1,0 +1,1 @@
+"""Run samples through a graph and turn what was seen into ranges."""

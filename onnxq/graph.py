@@ -1,0 +1,176 @@
+"""The ONNX graph: loading, saving, and the questions every stage asks of it."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from jaxtyping import Shaped
+
+from onnxq.artifacts import ValueFacts
+from onnxq.errors import AlreadyQuantizedError, ModelError
+from onnxq.store import atomic_file
+
+__all__ = [
+    "WEIGHTED",
+    "constant_of",
+    "load_graph",
+    "load_model",
+    "macs_of",
+    "output_channel_axis",
+    "parameter_count",
+    "refuse_quantized",
+    "save_model",
+    "values_of",
+]
+
+EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf stops at 2 GB; leave room for the graph itself
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul"})
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """Read an ``.onnx`` file with inferred shapes.
+
+    Raises ModelError if the file is missing, truncated, foreign, or no valid ONNX graph.
+    """
+    if not path.is_file():
+        raise ModelError("no such model file", where=str(path), do="check the path")
+    try:
+        model = onnx.load(path)
+        if not model.graph.node and not model.opset_import:
+            raise ModelError("is no ONNX model", where=str(path), do="give an .onnx file")
+        onnx.checker.check_model(str(path))
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except (
+        DecodeError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as fault:
+        raise ModelError(
+            f"is damaged or no ONNX model: {str(fault).strip().splitlines()[0]}",
+            where=str(path),
+            do="export or copy it again; an .onnx.data file beside it must come along",
+        ) from fault
+    except FileNotFoundError as fault:
+        raise ModelError(
+            f"its external data are missing: {fault}",
+            where=str(path),
+            do="copy the .data file beside the .onnx file",
+        ) from fault
+
+
+def load_graph(path: Path) -> ir.Model:
+    """Like ``load_model``, as onnx_ir's graph type."""
+    return ir.from_proto(load_model(path))
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write atomically; weights go to an external file beside it past 1.5 GB."""
+    with atomic_file(path) as temporary:
+        if model.ByteSize() < EXTERNAL_DATA_BYTES:
+            temporary.write_bytes(model.SerializeToString(deterministic=True))
+        else:
+            data = path.with_suffix(".onnx.data")
+            onnx.save_model(model, str(temporary), save_as_external_data=True, location=data.name)
+            temporary.with_name(data.name).replace(data)
+
+
+def values_of(
+    model: onnx.ModelProto, domains: Mapping[str, tuple[float, float] | None] | None = None
+) -> tuple[tuple[ValueFacts, ...], tuple[ValueFacts, ...]]:
+    """Facts of the graph's inputs (initializers left out) and outputs."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    domains = domains or {}
+
+    def facts(values: Iterable[onnx.ValueInfoProto]) -> tuple[ValueFacts, ...]:
+        return tuple(
+            ValueFacts(
+                name=value.name,
+                dtype=str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)),
+                shape=tuple(
+                    dim.dim_param or "?" if not dim.HasField("dim_value") else dim.dim_value
+                    for dim in value.type.tensor_type.shape.dim
+                ),
+                domain=domains.get(value.name),
+            )
+            for value in values
+            if value.name not in constants
+        )
+
+    return facts(model.graph.input), facts(model.graph.output)
+
+
+def refuse_quantized(model: onnx.ModelProto, where: str) -> None:
+    """Raise AlreadyQuantizedError if the graph holds integer or Q/DQ operators."""
+    found = [node for node in model.graph.node if node.op_type in _QUANTIZED]
+    if found:
+        raise AlreadyQuantizedError(
+            f"is quantized already: {len(found)} nodes, first {found[0].op_type} `{found[0].name}`",
+            where=where,
+            do="give the FP32 model it was made from",
+        )
+
+
+def constant_of(value: ir.Value | None) -> Shaped[np.ndarray, "..."] | None:
+    """The array of an initializer or Constant, None for anything computed at run time."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if tensor is None else tensor.numpy()
+
+
+def output_channel_axis(node: ir.Node) -> int:
+    """Axis of the weight (input 1) that runs over the consumer's output channels.
+
+    Conv 0, ConvTranspose 1, Gemm 0 if transB else 1, MatMul last.
+    """
+    match node.op_type:
+        case "Conv":
+            return 0
+        case "ConvTranspose":
+            return 1
+        case "Gemm":
+            return 0 if node.attributes.get_int("transB", 0) else 1
+        case "MatMul":
+            weight = node.inputs[1]
+            return len(weight.shape) - 1 if weight is not None and weight.shape is not None else -1
+    raise ValueError(f"{node.op_type} has no weight")
+
+
+def parameter_count(model: onnx.ModelProto) -> int:
+    """Elements of all floating-point initializers."""
+    floating = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
+    return sum(
+        int(np.prod(tensor.dims, dtype=np.int64))
+        for tensor in model.graph.initializer
+        if tensor.data_type in floating
+    )
+
+
+def macs_of(node: ir.Node) -> int:
+    """Multiply-accumulates of one Conv, ConvTranspose, Gemm or MatMul; 0 for any other operator.
+
+    Counted as output elements × products summed into each; a free dimension counts as 1.
+    """
+    if node.op_type not in WEIGHTED or node.inputs[1] is None:
+        return 0
+    output, data, weight = _dims(node.outputs[0]), _dims(node.inputs[0]), _dims(node.inputs[1])
+    match node.op_type:
+        case "Conv":
+            return _product(output) * _product(weight[1:])
+        case "ConvTranspose":
+            return _product(data) * _product(weight[1:])
+        case "Gemm":
+            return _product(output) * data[0 if node.attributes.get_int("transA", 0) else 1]
+    return _product(output) * (data[-1] if data else 1)
+
+
+def _dims(value: ir.Value | None) -> list[int]:
+    if value is None or value.shape is None:
+        return []
+    return [dim if isinstance(dim, int) else 1 for dim in value.shape]
+
+
+def _product(dims: Iterable[int]) -> int:
+    return int(np.prod(list(dims), dtype=np.int64))

@@ -1,0 +1,30 @@
+"""What made a record: the versions and the machine."""
+
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+
+from onnxq import __version__
+from onnxq.artifacts import Provenance
+
+__all__ = ["provenance"]
+
+_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "onnxsim", "torch")
+
+
+def provenance(options: Mapping[str, object], cpu_flags: tuple[str, ...] = ()) -> Provenance:
+    """Facts of this run, with the ``options`` that were in force."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return Provenance(
+        onnxq=__version__,
+        packages=versions,
+        machine=f"{platform.system()} {platform.machine()}, Python {sys.implementation.name}",
+        cpu_flags=cpu_flags,
+        options=dict(options),
+    )

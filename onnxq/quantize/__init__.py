@@ -1,0 +1,1 @@
+"""Decide what becomes integer, then rewrite the graph."""

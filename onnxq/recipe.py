@@ -1,0 +1,311 @@
+"""The recipe: what a person writes, checked word by word."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from annotated_types import Ge, Gt, Le
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from onnxq.errors import RecipeError, nearest
+
+__all__ = [
+    "CalibrateSection",
+    "DataSection",
+    "DataSource",
+    "ExportSection",
+    "Gate",
+    "HandoffSection",
+    "QuantizeSection",
+    "Recipe",
+    "Stratify",
+    "Tolerance",
+    "ValueSection",
+    "VerifySection",
+    "Waiver",
+    "load_recipe",
+]
+
+
+class Section(BaseModel):
+    """Base of all sections: an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Waiver(Section):
+    """Something that is allowed by name, with the reason that goes into the record."""
+
+    name: str
+    reason: str
+
+
+class ValueSection(Section):
+    """A graph input or output: its name, its shape with the batch first, its values' domain."""
+
+    name: str
+    shape: tuple[int, ...] | None = None
+    domain: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _domain_is_an_interval(self) -> "ValueSection":
+        if self.domain and not self.domain[0] < self.domain[1]:
+            raise ValueError(f"domain {list(self.domain)} is no interval [low, high]")
+        return self
+
+
+class Tolerance(Section):
+    """Largest difference allowed at each hop of the export: absolute, or relative to the largest
+    magnitude of the reference; a hop passes if it keeps either."""
+
+    absolute: Annotated[float, Gt(0)] = 1e-4
+    relative: Annotated[float, Gt(0)] = 1e-5
+
+
+class ExportSection(Section):
+    """Where the FP32 graph comes from: a torch network and its checkpoint, or an ``.onnx`` file."""
+
+    network: str | None = None
+    arguments: dict[str, Any] = {}
+    checkpoint: Path | None = None
+    weights_key: str | None = None
+    waive_keys: tuple[Waiver, ...] = ()
+    model: Path | None = None
+    opset: Annotated[int, Ge(13), Le(23)] = 17
+    inputs: tuple[ValueSection, ...] = ()
+    outputs: tuple[ValueSection, ...] = ()
+    tolerance: Tolerance = Tolerance()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ExportSection":
+        if (self.network is None) == (self.model is None):
+            raise ValueError("give either `network` with `checkpoint`, or `model` (an .onnx file)")
+        if self.network is not None and self.checkpoint is None:
+            raise ValueError("`network` needs a `checkpoint`: untrained weights are never exported")
+        if self.network is not None and not all(value.shape for value in self.inputs):
+            raise ValueError("every input of a `network` needs a `shape`")
+        if self.network is not None and not (self.inputs and self.outputs):
+            raise ValueError("a `network` needs its `inputs` and `outputs` named")
+        return self
+
+
+class DataSource(Section):
+    """Samples: ``module:function`` with its options, or a file."""
+
+    source: str
+    options: dict[str, Any] = {}
+
+
+class DataSection(Section):
+    """The samples that ranges are calibrated on, and those that the result is judged on."""
+
+    calibration: DataSource
+    evaluation: DataSource
+
+
+class Stratify(Section):
+    """Draw evenly over bins of the label (``label_edges``), over groups, or over both."""
+
+    label_edges: tuple[float, ...] = ()
+    by_group: bool = False
+
+
+class CalibrateSection(Section):
+    """How samples are chosen and how statistics become ranges."""
+
+    method: Literal["minmax", "percentile", "mse"] = "minmax"
+    coverage: Annotated[float, Gt(0), Le(1)] = 0.9999
+    samples: Annotated[int, Ge(1)] = 200
+    seed: int = 0
+    stratify: Stratify = Stratify()
+
+
+class QuantizeSection(Section):
+    """What becomes integer. ``exclude`` names nodes that stay float, each with a reason."""
+
+    weights: Literal["int8"] = "int8"
+    exclude: tuple[Waiver, ...] = ()
+
+
+class Gate(Section):
+    """One condition on the result: ``max_increase`` of a metric over FP32, or ``max`` of a distance
+    to FP32 (a metric's name followed by ``_to_fp32``).
+
+    ``judge`` says whether the point or the upper bound of its 95 % interval is compared.
+    """
+
+    metric: str
+    max_increase: Annotated[float, Ge(0)] | None = None
+    max: Annotated[float, Ge(0)] | None = None
+    judge: Literal["point", "bound"] = "bound"
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "Gate":
+        if (self.max_increase is None) == (self.max is None):
+            raise ValueError("give either `max_increase` (of a metric) or `max` (of a distance)")
+        if self.max is not None and not self.metric.endswith("_to_fp32"):
+            raise ValueError("`max` limits a distance to FP32: name it like `mae_to_fp32`")
+        return self
+
+
+class VerifySection(Section):
+    """The gates, and the checks that are waived by name (``fp32-at-chance``)."""
+
+    gate: tuple[Gate, ...]
+    samples: Annotated[int, Ge(1)] | None = None
+    waive: tuple[Waiver, ...] = ()
+
+    @model_validator(mode="after")
+    def _gated(self) -> "VerifySection":
+        if not self.gate:
+            raise ValueError("at least one `gate` is needed: without one nothing is verified")
+        return self
+
+
+class HandoffSection(Section):
+    """The bundle. ``waive`` names target rules that may be broken, each with a reason."""
+
+    known_answers: Annotated[int, Ge(1)] = 10
+    waive: tuple[Waiver, ...] = ()
+
+
+class Recipe(Section):
+    """A system from checkpoint to bundle. Paths are relative to the recipe's folder."""
+
+    name: str
+    target: str
+    task: str
+    python_path: Path = Path()
+    build: Path | None = None
+    export: ExportSection
+    data: DataSection
+    calibrate: CalibrateSection = CalibrateSection()
+    quantize: QuantizeSection = QuantizeSection()
+    verify: VerifySection
+    handoff: HandoffSection = HandoffSection()
+
+
+def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
+    """Read a YAML recipe, apply ``key.sub=value`` settings, resolve its paths.
+
+    Raises RecipeError that names the line of the fault, with the nearest known key for a typo.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError("no such file", where=str(path), do="check the recipe's path") from None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise RecipeError(f"cannot be read: {fault}", where=str(path)) from fault
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as fault:
+        raise _syntax_error(path, text, fault) from fault
+    if not isinstance(values, dict):
+        raise RecipeError("holds no mapping of keys to values", where=str(path))
+    for setting in settings:
+        _apply(values, setting)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as fault:
+        raise RecipeError(
+            "\n".join(_explain(error, tree, path) for error in fault.errors()),
+            do="`onnxq schema` prints every key with its type",
+        ) from fault
+    return _with_absolute_paths(recipe, path.resolve().parent)
+
+
+def _syntax_error(path: Path, text: str, fault: yaml.YAMLError) -> RecipeError:
+    mark = getattr(fault, "problem_mark", None)
+    line = mark.line + 1 if mark else 1
+    lines = text.splitlines()
+    content = lines[line - 1] if line <= len(lines) else ""
+    where = f"{path}:{line}"
+    if "\t" in content[: len(content) - len(content.lstrip())]:
+        return RecipeError("a tab indents this line", where=where, do="YAML allows spaces only")
+    return RecipeError(f"is no YAML: {getattr(fault, 'problem', None) or fault}", where=where)
+
+
+def _apply(values: dict[str, Any], setting: str) -> None:
+    """Put ``a.b=value`` into a nested mapping; the value is read as YAML."""
+    key, equals, value = setting.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"`{setting}` is not of the form key=value", where="--set")
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"`{parent}` holds no keys", where=f"--set {setting}")
+        values = inner
+    values[last] = yaml.safe_load(value)
+
+
+def _explain(error: Any, tree: yaml.Node | None, path: Path) -> str:
+    location = error["loc"]
+    where = f"{path}:{_line_of(tree, location)}"
+    key = ".".join(map(str, location)) or "recipe"
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        place = ".".join(map(str, location[:-1])) or "the recipe"
+        return (
+            f"{where}: unknown key `{location[-1]}` in {place}; {nearest(str(location[-1]), known)}"
+        )
+    if error["type"] == "missing":
+        return f"{where}: the key `{key}` is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: `{key}`: {message} (found {error['input']!r:.60})"
+
+
+def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
+    """Line (from 1) of the deepest part of ``location`` that stands in the file."""
+    line = node.start_mark.line + 1 if node else 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            pairs = {key.value: (key, value) for key, value in node.value}
+            if part not in pairs:
+                break
+            key, node = pairs[part]
+            line = key.start_mark.line + 1
+        elif (
+            isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value)
+        ):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Keys of the section that ``location`` leads to."""
+    model: type[BaseModel] = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation: Any = model.model_fields[part].annotation
+        candidates = (annotation, *get_args(annotation))
+        model = next(
+            candidate
+            for candidate in candidates
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+        )
+    return list(model.model_fields)
+
+
+def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    def absolute(path: Path | None) -> Path | None:
+        return None if path is None else (folder / path).resolve()
+
+    export = recipe.export.model_copy(
+        update={
+            "checkpoint": absolute(recipe.export.checkpoint),
+            "model": absolute(recipe.export.model),
+        }
+    )
+    return recipe.model_copy(
+        update={
+            "export": export,
+            "python_path": absolute(recipe.python_path),
+            "build": absolute(recipe.build),
+        }
+    )

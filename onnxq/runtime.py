@@ -1,0 +1,129 @@
+"""The one door to ONNX Runtime: sessions under a named semantics, and what the runtime executes."""
+
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # must precede the import
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from jaxtyping import Shaped
+
+from onnxq.errors import RuntimeFailureError
+
+__all__ = ["Optimization", "Session", "cpu_flags", "executed_operators", "with_outputs"]
+
+Optimization = Literal["full", "none"]
+Array = Shaped[np.ndarray, "..."]
+_LEVELS = {
+    "full": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+_ERRORS_ONLY = 3
+
+
+class Session:
+    """A model loaded on the CPU.
+
+    ``optimization="full"`` is how a device's ONNX Runtime executes the file; ``"none"`` computes
+    what the graph says, operator by operator. Raises RuntimeFailureError if the runtime refuses it.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        optimization: Optimization = "full",
+        threads: int = 0,
+        config: Mapping[str, str] | None = None,
+    ) -> None:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = _LEVELS[optimization]
+        options.intra_op_num_threads = threads
+        options.log_severity_level = _ERRORS_ONLY
+        for key, value in (config or {}).items():
+            options.add_session_config_entry(key, value)
+        self._label = model.name if isinstance(model, Path) else "model"
+        try:
+            self._session = ort.InferenceSession(
+                str(model) if isinstance(model, Path) else model,
+                options,
+                providers=["CPUExecutionProvider"],
+            )
+        except Exception as fault:  # the runtime's exception types share no base but Exception
+            raise RuntimeFailureError(
+                f"ONNX Runtime {ort.__version__} refuses it: {_first_line(fault)}",
+                where=self._label,
+                do="check the model with `onnxq inspect`",
+            ) from fault
+        self.input_names = tuple(value.name for value in self._session.get_inputs())
+        self.output_names = tuple(value.name for value in self._session.get_outputs())
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs for one batch. Raises RuntimeFailureError."""
+        try:
+            values = self._session.run(None, dict(inputs))
+        except Exception as fault:  # see above
+            raise RuntimeFailureError(_first_line(fault), where=self._label) from fault
+        return dict(zip(self.output_names, values, strict=True))
+
+    def run_each(self, rows: Iterator[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
+        """All outputs for every row, one at a time."""
+        return (self.run(row) for row in rows)
+
+
+def with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """A copy of ``model`` whose graph outputs are ``tensors`` (float32), in that order."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    known = {value.name: value for value in (*model.graph.output, *model.graph.value_info)}
+    del copy.graph.output[:]
+    for name in tensors:
+        value = known.get(name)
+        copy.graph.output.append(
+            value
+            if value is not None
+            else onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        )
+    return copy
+
+
+def executed_operators(path: Path, config: Mapping[str, str] | None = None) -> onnx.ModelProto:
+    """The graph that ONNX Runtime really executes here with full optimization."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "optimized.onnx"
+        options = ort.SessionOptions()
+        options.graph_optimization_level = _LEVELS["full"]
+        options.optimized_model_filepath = str(saved)
+        options.log_severity_level = (
+            _ERRORS_ONLY + 1
+        )  # saving warns that the file is machine specific
+        for key, value in (config or {}).items():
+            options.add_session_config_entry(key, value)
+        try:
+            ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as fault:  # see above
+            raise RuntimeFailureError(_first_line(fault), where=path.name) from fault
+        return onnx.load(saved)
+
+
+@cache
+def cpu_flags() -> tuple[str, ...]:
+    """The instruction sets of this processor that decide which integer kernels run."""
+    wanted = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm"}
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return (platform.machine(),)
+    words = set(text.split())
+    return (platform.machine(), *sorted(wanted & words))
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__

@@ -1,0 +1,227 @@
+"""Disk, and nothing else: atomic files and folders, digests, the lock, the record of a stage."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from onnxq.errors import BuildLockedError, StaleRecordError, StoreError
+
+__all__ = [
+    "Build",
+    "atomic_file",
+    "atomic_folder",
+    "digest_of",
+    "load_record",
+    "save_record",
+    "sha256_of_file",
+    "sha256_of_source",
+    "write_text",
+]
+
+STAGE_FILE = "stage.json"
+_Model = TypeVar("_Model", bound=BaseModel)
+_REMEDIES = {
+    errno.ENOSPC: "free some space on the disk, or give another --build-dir",
+    errno.EDQUOT: "your quota is used up: free some space, or give another --build-dir",
+    errno.EACCES: "make the folder writable, or give another output path",
+    errno.EPERM: "make the folder writable, or give another output path",
+    errno.EROFS: "the file system is read-only: give another output path",
+    errno.ENOTDIR: "a part of the path is a file: give another output path",
+    errno.EISDIR: "the path is a folder: give a file name",
+}
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    with _storing(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_source(*paths: Path) -> str:
+    """SHA-256 over Python files; a folder stands for every ``.py`` and ``.yaml`` below it."""
+    total = hashlib.sha256()
+    for path in paths:
+        files = (
+            [path] if path.is_file() else sorted(path.rglob("*.py")) + sorted(path.rglob("*.yaml"))
+        )
+        for file in files:
+            total.update(file.name.encode() + file.read_bytes())
+    return total.hexdigest()
+
+
+def digest_of(facts: Mapping[str, object]) -> str:
+    """SHA-256 of a mapping that JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _storing(path: Path) -> Iterator[None]:
+    """Turn an OSError about ``path`` into a StoreError that says what to do."""
+    try:
+        yield
+    except OSError as fault:
+        where = str(fault.filename or path)
+        do = _REMEDIES.get(fault.errno or 0, "check the path")
+        raise StoreError(os.strerror(fault.errno or errno.EIO), where=where, do=do) from fault
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes ``path`` when the block ends well, and vanishes when it fails.
+
+    The suffix is kept, as some writers choose their format by it. Raises StoreError.
+    """
+    with _storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = folder / path.name
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``path`` when the block ends well."""
+    with _storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        retired = temporary.with_name(temporary.name + ".old")
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            temporary.chmod(0o755)
+            if path.exists():
+                path.rename(retired)
+            temporary.rename(path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(retired, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically. Raises StoreError."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_record(record: BaseModel, path: Path) -> None:
+    """Write a record as JSON, atomically. Raises StoreError."""
+    write_text(path, record.model_dump_json(indent=2) + "\n")
+
+
+def load_record(kind: type[_Model], path: Path) -> _Model:
+    """Read a record. Raises StoreError if it is missing, StaleRecordError if it does not fit."""
+    with _storing(path):
+        text = path.read_text(encoding="utf-8")
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as fault:
+        raise StaleRecordError(
+            f"is no {kind.__name__} of this version of onnxq ({fault.error_count()} faults)",
+            where=str(path),
+            do="run the stage that makes it again",
+        ) from fault
+
+
+class _StageNote(BaseModel):
+    """What a finished stage was made from, and the digest of every file it wrote."""
+
+    key: str
+    files: dict[str, str]
+
+
+class Build:
+    """A build folder, ``<folder>/<stage>/…``, held by one run at a time.
+
+    Use as a context manager; entering raises BuildLockedError if another run is inside.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock: int | None = None
+
+    def __enter__(self) -> "Build":
+        with _storing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as fault:
+            owner = os.read(descriptor, 32).decode() or "unknown"
+            os.close(descriptor)
+            raise BuildLockedError(
+                f"another run (process {owner}) works in this build folder",
+                where=str(self.folder),
+                do="wait for it, or give this run another --build-dir",
+            ) from fault
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        self._lock = descriptor
+        self._sweep()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _sweep(self) -> None:
+        """Remove what a killed run left half-written; we hold the lock, so nobody writes it now."""
+        for leftover in self.folder.glob(".*.*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def stage(self, name: str) -> Path:
+        """Folder of a finished stage."""
+        return self.folder / name
+
+    def is_current(self, name: str, key: str) -> bool:
+        """True if the stage was finished from inputs of digest ``key`` and its files are whole."""
+        folder = self.stage(name)
+        try:
+            note = _StageNote.model_validate_json((folder / STAGE_FILE).read_text())
+        except (OSError, ValidationError):
+            return False
+        return note.key == key and all(
+            (folder / file).is_file() and sha256_of_file(folder / file) == digest
+            for file, digest in note.files.items()
+        )
+
+    def write_stage(self, name: str, key: str, write: Callable[[Path], None]) -> Path:
+        """Let ``write`` fill an empty folder, then put it in the stage's place, whole or not."""
+        with atomic_folder(self.stage(name)) as folder:
+            write(folder)
+            files = {
+                str(file.relative_to(folder)): sha256_of_file(file)
+                for file in sorted(folder.rglob("*"))
+                if file.is_file()
+            }
+            note = _StageNote(key=key, files=files)
+            (folder / STAGE_FILE).write_text(note.model_dump_json(indent=2))
+        return self.stage(name)

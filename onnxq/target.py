@@ -1,0 +1,79 @@
+"""Target files: what a device or runtime accepts, each fact with its source."""
+
+from functools import cache
+from importlib import resources
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from onnxq.errors import UsageError, nearest
+from onnxq.qtypes import IntType
+
+__all__ = ["Target", "TargetRule", "load_target", "target_names"]
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TargetRule(_Facts):
+    """A rule that a file must keep. ``check`` names the function in ``handoff/check.py``."""
+
+    id: str
+    check: str
+    severity: Literal["error", "warning"] = "error"
+    limit: int | None = None
+    values: tuple[str, ...] = ()
+    says: str
+    do: str
+    source: str
+    evidence: Literal["documented", "reported", "measured"]
+
+
+class Target(_Facts):
+    """One target's profile.
+
+    ``judged_as`` says under which semantics a file for this target is verified: ``runtime`` is
+    ONNX Runtime with full optimization, ``graph`` the Q/DQ graph as written.
+    ``integer_ops`` compute on integers, ``data_ops`` only move values and share their input's
+    parameters; every other operator stays float. ``bracket_all`` puts Q/DQ around float operators
+    too, where the target's compiler wants every tensor quantized.
+    """
+
+    name: str
+    title: str
+    source: str
+    activation_type: IntType
+    weight_type: IntType
+    per_channel: bool
+    batch: Literal["one", "free"]
+    opset: tuple[int, int]
+    ir_version: int
+    judged_as: Literal["runtime", "graph"]
+    integer_ops: tuple[str, ...]
+    data_ops: tuple[str, ...]
+    session_options: dict[str, str] = {}
+    commands: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    rules: tuple[TargetRule, ...] = ()
+
+
+def target_names() -> tuple[str, ...]:
+    """Names of the targets that onnxq ships, sorted."""
+    folder = resources.files("onnxq") / "targets"
+    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+@cache
+def load_target(name: str) -> Target:
+    """The profile called ``name``. Raises UsageError with the nearest name if there is none."""
+    if name not in target_names():
+        raise UsageError(
+            f"unknown target `{name}`; {nearest(name, target_names())}", where="target"
+        )
+    text = (resources.files("onnxq") / "targets" / f"{name}.yaml").read_text(encoding="utf-8")
+    try:
+        return Target.model_validate(yaml.safe_load(text) | {"name": name})
+    except ValidationError as fault:
+        raise UsageError(f"the target file is faulty: {fault}", where=f"{name}.yaml") from fault

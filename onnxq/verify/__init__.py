@@ -1,0 +1,1 @@
+"""Is the INT8 file good enough, and how sure are we?"""
