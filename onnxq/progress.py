@@ -1,0 +1,19 @@
+"""The seam by which long work shows how far it is; the library itself prints nothing."""
+
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
+
+__all__ = ["Progress", "silent"]
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Hands on ``items`` one by one, and shows ``what`` with the share of ``total`` that is done."""
+
+    def __call__(self, items: Iterable[T], what: str, total: int) -> Iterable[T]: ...
+
+
+def silent(items: Iterable[T], what: str, total: int) -> Iterable[T]:
+    """Show nothing."""
+    return items
