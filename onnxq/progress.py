@@ -9,9 +9,11 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Hands on ``items`` one by one, and shows ``what`` with the share of ``total`` that is done."""
+    """Hands on ``items`` one by one, showing ``what`` and the share of ``total`` that is done."""
 
-    def __call__(self, items: Iterable[T], what: str, total: int) -> Iterable[T]: ...
+    def __call__(self, items: Iterable[T], what: str, total: int) -> Iterable[T]:
+        """Iterate over ``items`` unchanged."""
+        ...
 
 
 def silent(items: Iterable[T], what: str, total: int) -> Iterable[T]:
