@@ -1,14 +1,11 @@
 """The one door to ONNX Runtime: sessions under a named semantics, and what the runtime executes."""
 
-import os
 import platform
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # must precede the import
 
 import numpy as np
 import onnx
