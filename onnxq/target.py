@@ -18,7 +18,11 @@ class _Facts(BaseModel):
 
 
 class TargetRule(_Facts):
-    """A rule that a file must keep. ``check`` names the function in ``handoff/check.py``."""
+    """A rule that a file must keep.
+
+    ``check`` names a function of ``handoff/rules_*.py``; ``limit`` and ``values`` are its numbers
+    and words. ``says`` is the rule in one sentence, ``do`` the way out, ``evidence`` how it is known.
+    """
 
     id: str
     check: str
@@ -37,13 +41,16 @@ class Target(_Facts):
     ``judged_as`` says under which semantics a file for this target is verified: ``runtime`` is
     ONNX Runtime with full optimization, ``graph`` the Q/DQ graph as written.
     ``integer_ops`` compute on integers, ``data_ops`` only move values and share their input's
-    parameters; every other operator stays float. ``bracket_all`` puts Q/DQ around float operators
-    too, where the target's compiler wants every tensor quantized.
+    parameters, ``folded_ops`` vanish into the Q that follows where its zero point is the smallest
+    integer; every other operator stays float. ``session_options`` are ONNX Runtime's configuration
+    entries under which a file is verified and handed off. In ``commands``, ``{model}`` and
+    ``{answers}`` stand for file names of the bundle.
     """
 
     name: str
     title: str
     source: str
+    tool_version: str = ""
     activation_type: IntType
     weight_type: IntType
     per_channel: bool
@@ -53,6 +60,7 @@ class Target(_Facts):
     judged_as: Literal["runtime", "graph"]
     integer_ops: tuple[str, ...]
     data_ops: tuple[str, ...]
+    folded_ops: tuple[str, ...] = ()
     session_options: dict[str, str] = {}
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
