@@ -1,0 +1,344 @@
+"""Decide: which nodes become integer, and with what parameters. The graph is not touched."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from jaxtyping import Float
+
+from onnxq.affine import (
+    parameters_of_range,
+    symmetric_weight_scales,
+)
+from onnxq.artifacts import Finding, FloatNode, TensorRange
+from onnxq.errors import QuantizationError, nearest
+from onnxq.graph import WEIGHTED, constant_of, output_channel_axis
+from onnxq.qtypes import AffineParameters, IntType, Range
+from onnxq.target import Target
+
+__all__ = ["Plan", "WeightParameters", "make_plan"]
+
+_INT32_MAX = 2**31 - 1
+_CONSTANT_INPUTS = {
+    "Conv": {1: "weight", 2: "bias"},
+    "ConvTranspose": {1: "weight", 2: "bias"},
+    "Gemm": {1: "weight", 2: "bias"},
+    "Clip": {1: "lower bound", 2: "upper bound"},
+    "PRelu": {1: "slope"},
+}
+
+
+@dataclass(frozen=True)
+class WeightParameters:
+    """Symmetric scales of one weight: one for each channel of ``axis``, or a single one (None)."""
+
+    axis: int | None
+    scales: Float[np.ndarray, " channels"]
+    type: IntType
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes integer, and how.
+
+    ``activations`` holds the parameters of every tensor that will carry Q/DQ, constants of
+    elementwise operators among them; ``weights`` those of the weights of ``nodes``.
+    """
+
+    nodes: tuple[str, ...]
+    float_nodes: tuple[FloatNode, ...]
+    activations: dict[str, AffineParameters]
+    weights: dict[str, WeightParameters]
+    findings: tuple[Finding, ...]
+
+
+def make_plan(
+    model: ir.Model,
+    target: Target,
+    ranges: Mapping[str, TensorRange],
+    exclude: Mapping[str, str],
+) -> Plan:
+    """Choose nodes by the target's operator lists, and parameters by the calibrated ranges.
+
+    ``exclude`` maps names of nodes that stay float to the reason. Raises QuantizationError for a
+    name that no node has, and if nothing at all can become integer.
+    """
+    nodes = [node for node in model.graph if node.op_type != "Constant"]
+    names = {str(node.name) for node in nodes}
+    for name in exclude:
+        if name not in names:
+            raise QuantizationError(
+                f"no node is called `{name}`; {nearest(name, names)}", where="quantize: exclude"
+            )
+    reasons = _float_reasons(nodes, target, ranges, exclude)
+    chosen = [node for node in nodes if str(node.name) not in reasons]
+    if not any(node.op_type in target.integer_ops for node in chosen):
+        raise QuantizationError(
+            f"no node can become integer on {target.name}",
+            where="quantize",
+            do="`onnxq inspect MODEL --target T` lists every node with the reason",
+        )
+    activations = _activation_parameters(chosen, nodes, target, ranges)
+    weights, findings = _weight_parameters(chosen, target, activations)
+    return Plan(
+        nodes=tuple(str(node.name) for node in chosen),
+        float_nodes=tuple(
+            FloatNode(node=str(node.name), op_type=node.op_type, reason=reasons[str(node.name)])
+            for node in nodes
+            if str(node.name) in reasons
+        ),
+        activations=activations,
+        weights=weights,
+        findings=(*findings, *_dead_tensors(activations, ranges)),
+    )
+
+
+# --- which nodes --------------------------------------------------------------------------------
+
+
+def _float_reasons(
+    nodes: Sequence[ir.Node],
+    target: Target,
+    ranges: Mapping[str, TensorRange],
+    exclude: Mapping[str, str],
+) -> dict[str, str]:
+    """Why each node that stays float does so."""
+    reasons: dict[str, str] = {}
+    for node in nodes:
+        reason = exclude.get(str(node.name)) or _own_reason(node, target, ranges)
+        if reason:
+            reasons[str(node.name)] = reason
+    _keep(reasons, nodes, target.folded_ops, _follows_integer(reasons, target))
+    _keep(reasons, nodes, target.data_ops, _touches_integer(nodes, reasons, target))
+    return reasons
+
+
+def _own_reason(node: ir.Node, target: Target, ranges: Mapping[str, TensorRange]) -> str:
+    """Why the node cannot be integer whatever its neighbours are; empty if it can."""
+    if node.op_type not in {*target.integer_ops, *target.data_ops, *target.folded_ops}:
+        return f"{target.name} has no integer {node.op_type}"
+    if not node.outputs or node.outputs[0].name not in ranges:
+        return "its result is not float32"
+    computed = [
+        index for index, value in enumerate(node.inputs) if value and constant_of(value) is None
+    ]
+    for index, role in _CONSTANT_INPUTS.get(node.op_type, {}).items():
+        if index in computed:
+            return f"its {role} is computed at run time"
+    factors = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
+    if node.op_type == "Gemm" and factors != [1.0, 1.0]:
+        return "alpha or beta is not 1"
+    return ""
+
+
+def _keep(
+    reasons: dict[str, str],
+    nodes: Sequence[ir.Node],
+    op_types: Sequence[str],
+    reason_of: Callable[[ir.Node], str],
+) -> None:
+    for node in nodes:
+        if node.op_type in op_types and str(node.name) not in reasons:
+            reason = reason_of(node)
+            if reason:
+                reasons[str(node.name)] = reason
+
+
+def _follows_integer(reasons: Mapping[str, str], target: Target) -> Callable[[ir.Node], str]:
+    def reason(node: ir.Node) -> str:
+        producer = node.inputs[0].producer() if node.inputs[0] else None
+        if (
+            producer is not None
+            and producer.op_type in target.integer_ops
+            and str(producer.name) not in reasons
+        ):
+            return ""
+        return "no integer operator before it to fold into"
+
+    return reason
+
+
+def _touches_integer(
+    nodes: Sequence[ir.Node], reasons: Mapping[str, str], target: Target
+) -> Callable[[ir.Node], str]:
+    roots = _roots(nodes, target)
+    touched = {
+        roots.get(str(value.name), str(value.name))
+        for node in nodes
+        if node.op_type not in target.data_ops and str(node.name) not in reasons
+        for value in (*_data_inputs(node), *node.outputs)
+    }
+
+    def reason(node: ir.Node) -> str:
+        root = roots.get(str(node.outputs[0].name), "")
+        return "" if root in touched else "moves values between float operators"
+
+    return reason
+
+
+def _data_inputs(node: ir.Node) -> list[ir.Value]:
+    """Inputs that carry values: not weights, biases, shapes, bounds or scales."""
+    present = [value for value in node.inputs if value is not None]
+    if node.op_type in {"Conv", "ConvTranspose", "Gemm", "PRelu"}:
+        return present[:1]
+    if node.op_type in {"Add", "Sub", "Mul", "Div", "Max", "Min", "Concat", "MatMul"}:
+        return present
+    if node.op_type == "Where":
+        return present[1:]
+    return present[:1]
+
+
+# --- activations --------------------------------------------------------------------------------
+
+
+def _roots(nodes: Sequence[ir.Node], target: Target) -> dict[str, str]:
+    """For every tensor behind operators that only move values: the tensor that it started as."""
+    roots: dict[str, str] = {}
+    for node in nodes:
+        if node.op_type in target.data_ops and node.inputs and node.inputs[0] is not None:
+            source = str(node.inputs[0].name)
+            for output in node.outputs:
+                roots[str(output.name)] = roots.get(source, source)
+    return roots
+
+
+def _activation_parameters(
+    chosen: Sequence[ir.Node],
+    nodes: Sequence[ir.Node],
+    target: Target,
+    ranges: Mapping[str, TensorRange],
+) -> dict[str, AffineParameters]:
+    roots = _roots([node for node in nodes if node in chosen], target)
+    pinned = {
+        roots.get(name, name): seen.range
+        for name, seen in ranges.items()
+        if seen.pinned == "declared domain"
+    }
+    folds = _fold_sources(chosen, target)
+    parameters: dict[str, AffineParameters] = {}
+    for value in dict.fromkeys(
+        value for node in chosen for value in (*_data_inputs(node), *node.outputs)
+    ):
+        name = str(value.name)
+        constant = constant_of(value)
+        if constant is not None:
+            if _is_weight(value, chosen) or constant.dtype != np.float32:
+                continue
+            range_ = Range.including_zero(constant.min(), constant.max())
+        elif name in ranges:
+            source = folds.get(name, name)  # before a folded Relu: what comes out of it
+            root = roots.get(source, source)
+            range_ = pinned.get(root) or _possible(ranges[root].range, root, chosen)
+        else:
+            continue
+        parameters[name] = parameters_of_range(range_, target.activation_type, symmetric=False)
+    return parameters
+
+
+def _fold_sources(chosen: Sequence[ir.Node], target: Target) -> dict[str, str]:
+    """Tensor before a folded operator → tensor after it, where the first has no other use."""
+    return {
+        str(node.inputs[0].name): str(node.outputs[0].name)
+        for node in chosen
+        if node.op_type in target.folded_ops
+        and node.inputs[0] is not None
+        and len(node.inputs[0].uses()) == 1
+        and not node.inputs[0].is_graph_output()
+    }
+
+
+def _possible(range_: Range, name: str, chosen: Sequence[ir.Node]) -> Range:
+    """``range_`` without what a Relu or Clip that makes the tensor can never give."""
+    for node in chosen:
+        if str(node.outputs[0].name) != name:
+            continue
+        if node.op_type == "Relu":
+            return range_.clamped(0.0, np.inf)
+        if node.op_type == "Clip":
+            bounds = [constant_of(bound) for bound in node.inputs[1:]]
+            low = bounds[0] if bounds and bounds[0] is not None else -np.inf
+            high = bounds[1] if len(bounds) > 1 and bounds[1] is not None else np.inf
+            return range_.clamped(float(low), float(high))
+    return range_
+
+
+def _is_weight(value: ir.Value, chosen: Sequence[ir.Node]) -> bool:
+    return any(
+        use.node in chosen and use.node.op_type in WEIGHTED and use.idx == 1 for use in value.uses()
+    )
+
+
+def _dead_tensors(
+    activations: Mapping[str, AffineParameters], ranges: Mapping[str, TensorRange]
+) -> list[Finding]:
+    return [
+        Finding(
+            where=name,
+            what="has an empty range: it was zero on every calibration sample",
+            do="calibrate on samples that reach it; it is quantized over [0, 0.0001]",
+        )
+        for name in activations
+        if name in ranges and not ranges[name].range.width
+    ]
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+def _weight_parameters(
+    chosen: Sequence[ir.Node], target: Target, activations: Mapping[str, AffineParameters]
+) -> tuple[dict[str, WeightParameters], list[Finding]]:
+    found: dict[str, WeightParameters] = {}
+    findings: list[Finding] = []
+    for node in chosen:
+        weight = constant_of(node.inputs[1]) if node.op_type in WEIGHTED else None
+        if weight is None or node.inputs[1] is None:
+            continue
+        axis = _weight_axis(node, weight, target)
+        if axis is None:
+            scales = symmetric_weight_scales(weight.reshape(1, -1), 0, target.weight_type)
+        else:
+            scales = symmetric_weight_scales(weight, axis, target.weight_type)
+        bias = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+        input_scale = activations[str(node.inputs[0].name)].scale if node.inputs[0] else 1.0
+        if bias is not None:
+            scales, widened = _scales_that_hold_bias(scales, bias, input_scale)
+            findings += [_widened_finding(node, channel) for channel in widened]
+        found[str(node.inputs[1].name)] = WeightParameters(axis, scales, target.weight_type)
+    return found, findings
+
+
+def _weight_axis(node: ir.Node, weight: np.ndarray, target: Target) -> int | None:
+    """Channel axis of the weight, None where one scale must do for all of it.
+
+    A grouped ConvTranspose holds output channels / groups on its axis, a batched MatMul several
+    matrices: neither has one scale for each output channel.
+    """
+    grouped = node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) != 1
+    batched = node.op_type == "MatMul" and weight.ndim != 2
+    if not target.per_channel or grouped or batched:
+        return None
+    return output_channel_axis(node)
+
+
+def _scales_that_hold_bias(
+    scales: Float[np.ndarray, " channels"], bias: Float[np.ndarray, " outputs"], input_scale: float
+) -> tuple[Float[np.ndarray, " channels"], list[int]]:
+    """Weight scales large enough for ``bias / (input_scale · scale)`` to fit int32, and which grew.
+
+    Such a channel's weights are so small beside its bias that they all round to zero.
+    """
+    needed = np.abs(bias).astype(np.float64) / (input_scale * (_INT32_MAX // 2))
+    if len(scales) == 1:
+        needed = needed.max(keepdims=True)
+    widened = np.flatnonzero(needed > scales)
+    return np.maximum(scales, needed).astype(np.float32), [int(channel) for channel in widened]
+
+
+def _widened_finding(node: ir.Node, channel: int) -> Finding:
+    return Finding(
+        where=f"{node.name}, channel {channel}",
+        what="its weights are tiny beside its bias: they become 0 so that the bias fits int32",
+        do="look at that channel; it is constant in effect",
+    )

@@ -1,0 +1,178 @@
+"""Rewrite: a plan becomes Q/DQ nodes. The one door to ``onnxruntime.quantization``."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from onnxq.errors import QuantizationError
+from onnxq.qtypes import AffineParameters, IntType
+from onnxq.quantize.plan import Plan
+from onnxq.target import Target
+
+__all__ = ["insert_qdq"]
+
+_TYPES = {IntType.INT8: QuantType.QInt8, IntType.UINT8: QuantType.QUInt8}
+_SHORTER = {
+    "_QuantizeLinear_Output": ".q",
+    "_QuantizeLinear_Input": ".f",
+    "_DequantizeLinear_Output": ".d",
+    "_QuantizeLinear": ".q",
+    "_DequantizeLinear": ".d",
+    "_quantized_scale": ".s",
+    "_quantized_zero_point": ".z",
+    "_quantized": ".i",
+    "_scale": ".s",
+    "_zero_point": ".z",
+}
+
+
+def insert_qdq(model: onnx.ModelProto, plan: Plan, target: Target) -> onnx.ModelProto:
+    """A Q/DQ copy of the FP32 ``model`` that carries exactly the parameters of ``plan``.
+
+    Raises QuantizationError if the file would carry others.
+    """
+    work = onnx.ModelProto()
+    work.CopyFrom(model)
+    op_types = {node.op_type for node in work.graph.node if node.name in plan.nodes}
+    with _quiet_rewriter():
+        quantizer = QDQQuantizer(
+            work,
+            per_channel=target.per_channel,
+            reduce_range=False,
+            weight_qType=_TYPES[target.weight_type],
+            activation_qType=_TYPES[target.activation_type],
+            tensors_range=_ranges(plan),
+            nodes_to_quantize=list(plan.nodes),
+            nodes_to_exclude=[],
+            op_types_to_quantize=sorted(op_types),
+            extra_options={
+                "TensorQuantOverrides": _overrides(plan),
+                "ActivationSymmetric": False,
+                "WeightSymmetric": True,
+                "ForceQuantizeNoInputCheck": True,
+                "QDQDisableWeightAdjustForInt32Bias": True,  # the plan has seen to it
+            },
+        )
+        rewritten: onnx.ModelProto = quantizer.quantize_model()
+    _prove_parameters(rewritten, plan)
+    return _slim(rewritten)
+
+
+@contextmanager
+def _quiet_rewriter() -> Iterator[None]:
+    """Silence advice on pre-processing that the root logger would print: the graph is canonical."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
+def _ranges(plan: Plan) -> TensorsData:
+    """Ranges for the rewriter's own book-keeping; the overrides rule the parameters."""
+    return TensorsData(
+        CalibrationMethod.MinMax,
+        {
+            name: TensorData(
+                lowest=np.float32(parameters.range[0]), highest=np.float32(parameters.range[1])
+            )
+            for name, parameters in plan.activations.items()
+        },
+    )
+
+
+def _overrides(plan: Plan) -> dict[str, list[dict[str, Any]]]:
+    overrides: dict[str, list[dict[str, Any]]] = {
+        name: [_override(parameters)] for name, parameters in plan.activations.items()
+    }
+    for name, weight in plan.weights.items():
+        axis = {} if weight.axis is None else {"axis": weight.axis}
+        overrides[name] = [
+            _override(AffineParameters(float(scale), 0, weight.type)) | axis
+            for scale in weight.scales
+        ]
+    return overrides
+
+
+def _override(parameters: AffineParameters) -> dict[str, Any]:
+    return {
+        "quant_type": _TYPES[parameters.type],
+        "scale": np.array(parameters.scale, np.float32),
+        "zero_point": np.array(parameters.zero_point, parameters.type.value),
+    }
+
+
+def _prove_parameters(model: onnx.ModelProto, plan: Plan) -> None:
+    """Raise unless every Q of an activation carries the scale and zero point of the plan."""
+    arrays = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "QuantizeLinear":
+            continue
+        tensor = node.input[0].removesuffix("_QuantizeLinear_Input")
+        wanted = plan.activations.get(tensor)
+        scale, zero_point = (onnx.numpy_helper.to_array(arrays[name]) for name in node.input[1:3])
+        if wanted is None or scale != np.float32(wanted.scale) or zero_point != wanted.zero_point:
+            raise QuantizationError(
+                f"would get scale {scale} and zero point {zero_point}, planned: {wanted}",
+                where=f"tensor `{tensor}`",
+                do="report this graph: the plan and the rewriter disagree",
+            )
+
+
+def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Short names, equal scales and zero points stored once, nothing that is not needed."""
+    renamed = _short_names(model)
+    stored: dict[bytes, str] = {}
+    kept: list[onnx.TensorProto] = []
+    for tensor in model.graph.initializer:
+        content = onnx.TensorProto()
+        content.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), ""))
+        key = content.SerializeToString(deterministic=True)
+        if renamed.get(tensor.name, "").endswith((".s", ".z")) and key in stored:
+            renamed[tensor.name] = stored[key]
+            continue
+        content.name = stored[key] = renamed.get(tensor.name, tensor.name)
+        kept.append(content)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    del model.graph.value_info[:]
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+            node.name = _shorter(node.name)
+    model.producer_name, model.producer_version = "onnxq", ""
+    del model.metadata_props[:]
+    used = {node.domain for node in model.graph.node}
+    imports = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(imports)
+    return model
+
+
+def _short_names(model: onnx.ModelProto) -> dict[str, str]:
+    fixed = {value.name for value in (*model.graph.input, *model.graph.output)}
+    names = {name for node in model.graph.node for name in (*node.input, *node.output) if name}
+    renamed: dict[str, str] = {}
+    taken = set(names)
+    for name in sorted(names - fixed):
+        short = _shorter(name)
+        if short != name and short not in taken:
+            renamed[name] = short
+            taken.add(short)
+    return renamed
+
+
+def _shorter(name: str) -> str:
+    for suffix, short in _SHORTER.items():
+        if name.endswith(suffix):
+            return name.removesuffix(suffix) + short
+    return name

@@ -1,0 +1,78 @@
+"""The quantize stage: an FP32 graph and its ranges become a Q/DQ file; the shell to disk."""
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxq.artifacts import (
+    CalibrationResult,
+    FileFacts,
+    QuantizedModel,
+    TensorParameters,
+)
+from onnxq.errors import StaleRecordError
+from onnxq.graph import load_graph, refuse_quantized, save_model
+from onnxq.provenance import provenance
+from onnxq.quantize.plan import make_plan
+from onnxq.quantize.qdq import insert_qdq
+from onnxq.quantize.unshare import unshare_constants
+from onnxq.recipe import QuantizeSection
+from onnxq.store import digest_of, save_record, sha256_of_file
+from onnxq.target import Target
+
+__all__ = ["MODEL", "RECORD", "quantize"]
+
+MODEL, RECORD = "int8.onnx", "quantized.json"
+
+
+def quantize(
+    model_path: Path,
+    calibration: CalibrationResult,
+    target: Target,
+    section: QuantizeSection,
+    output: Path,
+) -> QuantizedModel:
+    """Write the Q/DQ form of ``model_path`` to ``output``, and its record beside it.
+
+    Raises StaleRecordError if the ranges were made from another graph, AlreadyQuantizedError and
+    QuantizationError as the plan demands.
+    """
+    fp32_sha256 = sha256_of_file(model_path)
+    if calibration.model_sha256 != fp32_sha256:
+        raise StaleRecordError(
+            "the ranges were calibrated on another graph",
+            where=str(model_path),
+            do="run calibrate again on this file",
+        )
+    original = load_graph(model_path)
+    refuse_quantized(ir.to_proto(original), model_path.name)
+    graph, steps = unshare_constants(original)
+    exclude = {waiver.name: waiver.reason for waiver in section.exclude}
+    plan = make_plan(graph, target, calibration.ranges, exclude)
+    save_model(insert_qdq(ir.to_proto(graph), plan, target), output)
+    record = QuantizedModel(
+        model=FileFacts(
+            name=output.name, sha256=sha256_of_file(output), size_bytes=output.stat().st_size
+        ),
+        fp32_sha256=fp32_sha256,
+        calibration_sha256=digest_of(calibration.model_dump(mode="json")),
+        target=target.name,
+        weight_type=target.weight_type,
+        activation_type=target.activation_type,
+        quantized_nodes=plan.nodes,
+        float_nodes=plan.float_nodes,
+        activations={
+            name: TensorParameters(scale=p.scale, zero_point=p.zero_point, type=p.type)
+            for name, p in plan.activations.items()
+        },
+        steps=steps,
+        findings=(*calibration.findings, *plan.findings),
+        made_up_data=calibration.choice.made_up,
+        provenance=provenance(section.model_dump(mode="json")),
+    )
+    return record
+
+
+def save_quantized(record: QuantizedModel, folder: Path) -> None:
+    """Write the record into ``folder``."""
+    save_record(record, folder / RECORD)
