@@ -1,0 +1,38 @@
+"""Where samples come from: a file, or a user's ``module:function``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from onnxq import plugins
+from onnxq.errors import DataError, PluginError
+from onnxq.samples import Samples, load_samples
+
+__all__ = ["is_reference", "open_source"]
+
+
+def is_reference(source: str) -> bool:
+    """True for ``module:function``, false for a path."""
+    module, colon, _ = source.partition(":")
+    return bool(colon) and not Path(source).exists() and "/" not in module
+
+
+def open_source(
+    source: str,
+    options: Mapping[str, object],
+    input_names: tuple[str, ...],
+    search: Path | None = None,
+) -> Samples:
+    """Samples of ``source``; a relative path is taken from ``search``.
+
+    Raises DataError and PluginError, the latter also if the function does not return ``Samples``.
+    """
+    if not is_reference(source):
+        if options:
+            raise DataError("a file takes no options", where=source, do="remove `options`")
+        return load_samples((search or Path.cwd()) / source, input_names)
+    samples = plugins.call(source, options, search)
+    if not isinstance(samples, Samples):
+        raise PluginError(
+            f"returned {type(samples).__name__}", where=source, do="return onnxq.samples.Samples"
+        )
+    return samples

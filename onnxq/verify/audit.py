@@ -1,0 +1,223 @@
+"""What the file on disk really is: its integers, their legality, and how much of it they cover.
+
+Nothing here looks at a record: numerator and denominator of every share come from the file alone.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.artifacts import AuditRow, Coverage, CoverageLine, FusionLine
+from onnxq.errors import AuditError
+from onnxq.graph import WEIGHTED, constant_of, macs_of, output_channel_axis
+from onnxq.runtime import executed_operators
+
+__all__ = ["audit", "coverage", "fusion", "require_sound"]
+
+_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
+_FOLDED = frozenset({"Relu", "Clip"})  # vanish into the Q behind them
+_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
+
+
+def audit(model: ir.Model, selected: Mapping[str, str] | None = None) -> tuple[AuditRow, ...]:
+    """One row for every operator that is integer or was ``selected`` (name → operator) to be.
+
+    Without a selection, every Conv, ConvTranspose, Gemm and MatMul that has a quantized input or
+    weight is looked at. A row's ``faults`` say what is not as it must be.
+    """
+    present = {str(node.name) for node in model.graph}
+    rows = [
+        AuditRow(
+            node=name,
+            op_type=op_type,
+            weight_type=None,
+            weight_levels=None,
+            weight_channels=None,
+            faults=("it is not in the file",),
+        )
+        for name, op_type in (selected or {}).items()
+        if name not in present and op_type not in _FOLDED
+    ]
+    for node in _operators(model):
+        if selected is None:
+            wanted = node.op_type in WEIGHTED and any(_from_dq(v) for v in node.inputs)
+        else:
+            wanted = str(node.name) in selected
+        if wanted:
+            rows.append(_row(node))
+    return tuple(rows)
+
+
+def _row(node: ir.Node) -> AuditRow:
+    faults = []
+    weight = _dequantizer(node.inputs[1]) if node.op_type in WEIGHTED else None
+    integers = constant_of(weight.inputs[0]) if weight is not None else None
+    if node.op_type in WEIGHTED:
+        faults += _weight_faults(node, weight, integers)
+    faults += _neighbour_faults(node)
+    return AuditRow(
+        node=str(node.name),
+        op_type=node.op_type,
+        weight_type=None if integers is None else str(integers.dtype),
+        weight_levels=None if integers is None else len(np.unique(integers)),
+        weight_channels=None if weight is None else _elements(weight.inputs[1]),
+        faults=tuple(faults),
+    )
+
+
+def _weight_faults(node: ir.Node, weight: ir.Node | None, integers: np.ndarray | None) -> list[str]:
+    if weight is None:
+        computed = node.op_type == "MatMul" and constant_of(node.inputs[1]) is None
+        return [] if computed else ["its weight is float"]
+    if integers is None:
+        return []  # both operands computed, as in attention
+    faults = []
+    bits = 8 * integers.dtype.itemsize
+    if not np.issubdtype(integers.dtype, np.integer) or bits > 8:
+        faults.append(f"its weight is stored as {integers.dtype}")
+    if len(np.unique(integers)) > 2**bits:
+        faults.append(f"its weight has more than 2^{bits} levels")
+    zero_point = constant_of(weight.inputs[2]) if len(weight.inputs) > 2 else None
+    if integers.dtype == np.int8 and zero_point is not None and np.any(zero_point):
+        faults.append("the zero point of its int8 weight is not 0")
+    axis = weight.attributes.get_int("axis", 1) % max(integers.ndim, 1)
+    if _elements(weight.inputs[1]) > 1 and axis != output_channel_axis(node):
+        faults.append(
+            f"its weight is dequantized along axis {axis}, not its output channels "
+            f"({output_channel_axis(node)}): ONNX Runtime computes wrong numbers from that"
+        )
+    return faults
+
+
+def _neighbour_faults(node: ir.Node) -> list[str]:
+    faults = []
+    folded = node.op_type in _FOLDED and node.inputs[0] is not None
+    for index, value in enumerate(node.inputs):
+        if (
+            folded
+            or value is None
+            or not _is_float(value)
+            or (index == 2 and node.op_type in _WITH_BIAS)
+        ):
+            continue
+        if constant_of(value) is None and not _from_dq(value):
+            faults.append(f"its input `{value.name}` is float")
+    for output in node.outputs:
+        if _is_float(output) and not _into_q(output):
+            faults.append(f"its output `{output.name}` stays float")
+    for value in node.inputs:
+        dq = _dequantizer(value)
+        scale = constant_of(dq.inputs[1]) if dq is not None else None
+        if scale is not None and not np.all(np.isfinite(scale) & (scale > 0)):
+            faults.append(f"a scale of `{value.name if value else ''}` is not a positive number")
+    return faults
+
+
+def require_sound(rows: Iterable[AuditRow], where: str) -> None:
+    """Raise AuditError that lists every fault; also if there is no integer operator at all."""
+    rows = tuple(rows)
+    if not rows:
+        raise AuditError(
+            "holds no integer operator at all",
+            where=where,
+            do="quantize it: `onnxq quantize MODEL.onnx --data … -o OUT.onnx`",
+        )
+    faults = [f"{row.op_type} `{row.node}`: {fault}" for row in rows for fault in row.faults]
+    if faults:
+        more = f"\n  … and {len(faults) - 15} more" if len(faults) > 15 else ""
+        raise AuditError(
+            f"{len(faults)} faults in what was to be integer\n  " + "\n  ".join(faults[:15]) + more,
+            where=where,
+            do="quantize again with this version, or exclude these nodes by name with a reason",
+        )
+
+
+def coverage(model: ir.Model) -> Coverage:
+    """Integer share by operators, by parameters and by MACs, over one list: the file's operators."""
+    operators = integer_operators = parameters = integer_parameters = macs = integer_macs = 0
+    for node in _operators(model):
+        is_integer = not _neighbour_faults(node)
+        operators += 1
+        integer_operators += is_integer
+        for value in node.inputs:
+            integers, floats = _parameters(value)
+            parameters += integers + floats
+            integer_parameters += integers
+        cost = macs_of(node)
+        macs += cost
+        integer_macs += cost * is_integer
+    return Coverage(
+        operators=CoverageLine(integer=integer_operators, total=operators),
+        parameters=CoverageLine(integer=integer_parameters, total=parameters),
+        macs=CoverageLine(integer=integer_macs, total=macs),
+    )
+
+
+def fusion(path: Path, model: ir.Model) -> tuple[FusionLine, ...]:
+    """How many operators of each type ONNX Runtime executes on integers on this machine.
+
+    An operator type that is left in the optimized graph under its float name is float there;
+    operators that only move values run on whatever they are given and are not listed.
+    """
+    float_names = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
+    left = Counter(
+        float_names.get(node.op_type, node.op_type) for node in executed_operators(path).graph.node
+    )
+    total = Counter(node.op_type for node in _operators(model) if node.op_type not in _MOVERS)
+    return tuple(
+        FusionLine(op_type=kind, integer=max(count - left[kind], 0), total=count)
+        for kind, count in sorted(total.items())
+    )
+
+
+_MOVERS = frozenset(
+    {
+        "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape",
+        "Resize", "Shape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+
+
+def _operators(model: ir.Model) -> list[ir.Node]:
+    return [n for n in model.graph if n.op_type not in {_Q, _DQ, "Constant", "Cast"}]
+
+
+def _dequantizer(value: ir.Value | None) -> ir.Node | None:
+    producer = value.producer() if value is not None else None
+    return producer if producer is not None and producer.op_type == _DQ else None
+
+
+def _from_dq(value: ir.Value | None) -> bool:
+    return _dequantizer(value) is not None
+
+
+def _into_q(value: ir.Value) -> bool:
+    """Whether every use of ``value`` is a Q; a Relu or Clip between them is folded into it."""
+    users = [use.node for use in value.uses()]
+    if value.is_graph_output() or not users:
+        return False
+    return all(
+        user.op_type == _Q or (user.op_type in _FOLDED and _into_q(user.outputs[0]))
+        for user in users
+    )
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype == ir.DataType.FLOAT
+
+
+def _elements(value: ir.Value | None) -> int:
+    array = constant_of(value)
+    return 0 if array is None else int(array.size)
+
+
+def _parameters(value: ir.Value | None) -> tuple[int, int]:
+    """Elements of a constant operand: (stored as integers, stored as float)."""
+    dq = _dequantizer(value)
+    if dq is not None:
+        return _elements(dq.inputs[0]), 0
+    array = constant_of(value)
+    return (0, int(array.size)) if array is not None and array.dtype == np.float32 else (0, 0)
