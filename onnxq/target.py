@@ -21,7 +21,7 @@ class TargetRule(_Facts):
     """A rule that a file must keep.
 
     ``check`` names a function of ``handoff/rules_*.py``; ``limit`` and ``values`` are its numbers
-    and words. ``says`` is the rule in one sentence, ``do`` the way out, ``evidence`` how it is known.
+    and words. ``says`` is the rule in one sentence, ``do`` the way out, ``evidence`` how one knows.
     """
 
     id: str
