@@ -14,6 +14,7 @@ from onnxq.errors import AlreadyQuantizedError, ModelError
 from onnxq.store import atomic_file
 
 __all__ = [
+    "MADE_UP_STAMP",
     "WEIGHTED",
     "constant_of",
     "load_graph",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf stops at 2 GB; leave room for the graph itself
+MADE_UP_STAMP = "onnxq.unverified"  # metadata key of a model calibrated on random numbers
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul"})
 

@@ -70,8 +70,8 @@ class Samples:
     ``inputs`` maps every graph input to a column of ``n`` rows without batch axis; ``labels`` has
     shape ``(n,)``; ``groups`` names what each sample belongs to (subject, file), the unit of splits
     and of confidence intervals. ``notes`` are sentences that a reader of the report must know,
-    ``made_up`` says that the values are random numbers and no data at all. ``fingerprint`` stands for the
-    content of everything, where whoever made the samples knows a quicker one than reading them all.
+    ``made_up`` says that the values are random numbers and no data. ``fingerprint`` stands for the
+    whole content, where whoever made the samples knows a quicker one than reading them all.
     """
 
     name: str

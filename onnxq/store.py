@@ -213,6 +213,11 @@ class Build:
             for file, digest in note.files.items()
         )
 
+    def forget(self, name: str) -> None:
+        """Make the stage run again whatever it was made from; its files stay until then."""
+        with _storing(self.stage(name)):
+            (self.stage(name) / STAGE_FILE).unlink(missing_ok=True)
+
     def write_stage(self, name: str, key: str, write: Callable[[Path], None]) -> Path:
         """Let ``write`` fill an empty folder, then put it in the stage's place, whole or not."""
         with atomic_folder(self.stage(name)) as folder:

@@ -11,7 +11,7 @@ from onnxq.artifacts import (
     TensorParameters,
 )
 from onnxq.errors import StaleRecordError
-from onnxq.graph import load_graph, refuse_quantized, save_model
+from onnxq.graph import MADE_UP_STAMP, load_graph, refuse_quantized, save_model
 from onnxq.provenance import provenance
 from onnxq.quantize.plan import make_plan
 from onnxq.quantize.qdq import insert_qdq
@@ -20,9 +20,7 @@ from onnxq.recipe import QuantizeSection
 from onnxq.store import digest_of, save_record, sha256_of_file
 from onnxq.target import Target
 
-__all__ = ["MODEL", "RECORD", "quantize"]
-
-MODEL, RECORD = "int8.onnx", "quantized.json"
+__all__ = ["quantize"]
 
 
 def quantize(
@@ -32,7 +30,7 @@ def quantize(
     section: QuantizeSection,
     output: Path,
 ) -> QuantizedModel:
-    """Write the Q/DQ form of ``model_path`` to ``output``, and its record beside it.
+    """Write the Q/DQ form of ``model_path`` to ``output``, and its record as ``.json`` beside it.
 
     Raises StaleRecordError if the ranges were made from another graph, AlreadyQuantizedError and
     QuantizationError as the plan demands.
@@ -49,7 +47,10 @@ def quantize(
     graph, steps = unshare_constants(original)
     exclude = {waiver.name: waiver.reason for waiver in section.exclude}
     plan = make_plan(graph, target, calibration.ranges, exclude)
-    save_model(insert_qdq(ir.to_proto(graph), plan, target), output)
+    rewritten = insert_qdq(ir.to_proto(graph), plan, target)
+    if calibration.choice.made_up:
+        rewritten.metadata_props.add(key=MADE_UP_STAMP, value="calibrated on random numbers")
+    save_model(rewritten, output)
     record = QuantizedModel(
         model=FileFacts(
             name=output.name, sha256=sha256_of_file(output), size_bytes=output.stat().st_size
@@ -70,9 +71,5 @@ def quantize(
         made_up_data=calibration.choice.made_up,
         provenance=provenance(section.model_dump(mode="json")),
     )
+    save_record(record, output.with_suffix(".json"))
     return record
-
-
-def save_quantized(record: QuantizedModel, folder: Path) -> None:
-    """Write the record into ``folder``."""
-    save_record(record, folder / RECORD)

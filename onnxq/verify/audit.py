@@ -19,6 +19,7 @@ __all__ = ["audit", "coverage", "fusion", "require_sound"]
 
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _FOLDED = frozenset({"Relu", "Clip"})  # vanish into the Q behind them
+_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Concat", "MatMul"})
 _WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
@@ -103,7 +104,7 @@ def _neighbour_faults(node: ir.Node) -> list[str]:
             or (index == 2 and node.op_type in _WITH_BIAS)
         ):
             continue
-        if constant_of(value) is None and not _from_dq(value):
+        if not _from_dq(value) and (constant_of(value) is None or node.op_type in _ELEMENTWISE):
             faults.append(f"its input `{value.name}` is float")
     for output in node.outputs:
         if _is_float(output) and not _into_q(output):
@@ -136,7 +137,7 @@ def require_sound(rows: Iterable[AuditRow], where: str) -> None:
 
 
 def coverage(model: ir.Model) -> Coverage:
-    """Integer share by operators, by parameters and by MACs, over one list: the file's operators."""
+    """Integer share of operators, parameters and MACs, over one list: the file's operators."""
     operators = integer_operators = parameters = integer_parameters = macs = integer_macs = 0
     for node in _operators(model):
         is_integer = not _neighbour_faults(node)

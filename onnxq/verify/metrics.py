@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -29,6 +29,7 @@ class Metric:
     per_sample: Callable[[Predictions, Labels], Float[np.ndarray, " n"]] | None = None
 
 
+@runtime_checkable
 class Task(Protocol):
     """What a system does with its network's output, and how that is judged."""
 

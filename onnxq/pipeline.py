@@ -1,0 +1,318 @@
+"""From a recipe to a bundle: which stage must run, in what order, and where its files lie."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar, get_args
+
+from pydantic import BaseModel
+
+from onnxq import artifacts, plugins
+from onnxq.artifacts import (
+    Bundle,
+    CalibrationResult,
+    ExportedModel,
+    QuantizedModel,
+    VerificationReport,
+)
+from onnxq.errors import PluginError
+from onnxq.progress import Progress, silent
+from onnxq.recipe import DataSource, Recipe
+from onnxq.samples import Samples
+from onnxq.sources import open_source
+from onnxq.store import Build, digest_of, load_record, sha256_of_file, sha256_of_source
+from onnxq.target import Target, load_target
+
+__all__ = ["STAGES", "Observer", "Outcome", "Stage", "run"]
+
+Stage = Literal["export", "calibrate", "quantize", "verify", "handoff"]
+_Record = TypeVar("_Record", bound=BaseModel)
+STAGES: tuple[Stage, ...] = get_args(Stage)
+_PACKAGE = Path(artifacts.__file__).parent
+
+FP32, EXPORTED, INT8 = "fp32.onnx", "exported.onnx", "int8.onnx"
+
+
+class Observer(Protocol):
+    """Is told what the pipeline does; the shell prints it."""
+
+    def stage_is_current(self, stage: Stage) -> None:
+        """The stage's inputs have not changed since it was finished."""
+        ...
+
+    def stage_starts(self, stage: Stage) -> None:
+        """The stage is about to run."""
+        ...
+
+    def stage_ends(self, stage: Stage, seconds: float) -> None:
+        """The stage is finished and its files are in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Records of the stages up to the last one that was asked for."""
+
+    folder: Path
+    exported: ExportedModel | None = None
+    calibration: CalibrationResult | None = None
+    quantized: QuantizedModel | None = None
+    report: VerificationReport | None = None
+    bundle: Bundle | None = None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every stage needs to know of this run."""
+
+    recipe: Recipe
+    target: Target
+    build: Build
+    observer: Observer
+    progress: Progress
+
+    @property
+    def search(self) -> Path:
+        return self.recipe.python_path
+
+    def _samples(self, source: DataSource) -> Samples:
+        names = tuple(value.name for value in self.recipe.export.inputs)
+        return open_source(source.source, source.options, names, self.search)
+
+    @cached_property
+    def calibration_samples(self) -> Samples:
+        return self._samples(self.recipe.data.calibration)
+
+    @cached_property
+    def evaluation_samples(self) -> Samples:
+        samples = self._samples(self.recipe.data.evaluation)
+        return _thinned(samples, self.recipe.verify.samples)
+
+    def path(self, stage: Stage, name: str) -> Path:
+        return self.build.stage(stage) / name
+
+    def run_stage(
+        self, stage: Stage, facts: Mapping[str, object], write: Callable[[Path], object]
+    ) -> None:
+        """Run ``write`` unless the stage was finished from the same ``facts`` before."""
+        key = digest_of({**facts, "code": _code_digest(stage), "target": self.target.model_dump()})
+        if self.build.is_current(stage, key):
+            self.observer.stage_is_current(stage)
+            return
+        self.observer.stage_starts(stage)
+        start = time.monotonic()
+        self.build.write_stage(stage, key, lambda folder: _drop(write(folder)))
+        self.observer.stage_ends(stage, time.monotonic() - start)
+
+
+def _drop(_: object) -> None:
+    """Ignore what a stage returns: it is read back from its record."""
+
+
+def run(
+    recipe: Recipe,
+    folder: Path,
+    observer: Observer,
+    *,
+    last: Stage = "handoff",
+    again_from: Stage | None = None,
+    progress: Progress = silent,
+) -> Outcome:
+    """Run a recipe's stages up to ``last``, each only if what it is made from has changed.
+
+    ``again_from`` names a stage that runs in any case, and with it all that follow. A bundle is
+    made only of a model that passed. Raises whatever a stage raises; finished stages are kept.
+    """
+    target = load_target(recipe.target)
+    steps: Mapping[Stage, Callable[[_Work, Outcome], Outcome]] = {
+        "export": _export,
+        "calibrate": _calibrate,
+        "quantize": _quantize,
+        "verify": _verify,
+        "handoff": _hand_off,
+    }
+    with Build(folder) as build:
+        work = _Work(recipe, target, build, observer, progress)
+        if again_from is not None:
+            for stage in STAGES[STAGES.index(again_from) :]:
+                build.forget(stage)
+        outcome = Outcome(folder=folder)
+        for stage in STAGES[: STAGES.index(last) + 1]:
+            if stage == "handoff" and outcome.report and outcome.report.verdict != "passed":
+                break
+            outcome = steps[stage](work, outcome)
+    return outcome
+
+
+def _export(work: _Work, outcome: Outcome) -> Outcome:
+    section = work.recipe.export
+    sources = plugins.source_files(section.network, work.search) if section.network else ()
+    file = section.checkpoint or section.model
+    facts = {
+        "section": section.model_dump(mode="json"),
+        "file": sha256_of_file(file) if file and file.is_file() else None,
+        "sources": sha256_of_source(*sources),
+        "data": work.calibration_samples.digest,
+    }
+
+    def write(folder: Path) -> object:
+        from onnxq.export.stage import export
+
+        return export(
+            section,
+            folder,
+            target=work.target,
+            search=work.search,
+            samples=work.calibration_samples,
+            progress=work.progress,
+        )
+
+    work.run_stage("export", facts, write)
+    exported = load_record(ExportedModel, work.path("export", "export.json"))
+    return _updated(outcome, exported=exported)
+
+
+def _calibrate(work: _Work, outcome: Outcome) -> Outcome:
+    exported = _needed(outcome.exported)
+    section = work.recipe.calibrate
+    facts = {
+        "section": section.model_dump(mode="json"),
+        "model": exported.model.sha256,
+        "domains": [v.model_dump(mode="json") for v in (*exported.inputs, *exported.outputs)],
+        "calibration": work.calibration_samples.digest,
+        "evaluation": work.evaluation_samples.digest,
+    }
+
+    def write(folder: Path) -> object:
+        from onnxq.calibrate.stage import calibrate
+
+        return calibrate(
+            work.path("export", FP32),
+            (exported.inputs, exported.outputs),
+            work.calibration_samples,
+            section,
+            folder,
+            evaluation=work.evaluation_samples,
+            progress=work.progress,
+        )
+
+    work.run_stage("calibrate", facts, write)
+    calibration = load_record(CalibrationResult, work.path("calibrate", "calibration.json"))
+    return _updated(outcome, calibration=calibration)
+
+
+def _quantize(work: _Work, outcome: Outcome) -> Outcome:
+    calibration = _needed(outcome.calibration)
+    section = work.recipe.quantize
+    facts = {
+        "section": section.model_dump(mode="json"),
+        "calibration": _digest(calibration),
+    }
+
+    def write(folder: Path) -> object:
+        from onnxq.quantize.stage import quantize
+
+        return quantize(work.path("export", FP32), calibration, work.target, section, folder / INT8)
+
+    work.run_stage("quantize", facts, write)
+    quantized = load_record(QuantizedModel, work.path("quantize", "int8.json"))
+    return _updated(outcome, quantized=quantized)
+
+
+def _verify(work: _Work, outcome: Outcome) -> Outcome:
+    exported, calibration = _needed(outcome.exported), _needed(outcome.calibration)
+    quantized = _needed(outcome.quantized)
+    section = work.recipe.verify
+    facts = {
+        "section": section.model_dump(mode="json"),
+        "name": work.recipe.name,
+        "task": sha256_of_source(*plugins.source_files(work.recipe.task, work.search)),
+        "records": [_digest(record) for record in (exported, calibration, quantized)],
+        "data": work.evaluation_samples.digest,
+    }
+
+    def write(folder: Path) -> object:
+        from onnxq.verify.metrics import Task
+        from onnxq.verify.stage import Evidence, verify
+
+        task = plugins.call(work.recipe.task, {}, work.search)
+        if not isinstance(task, Task):
+            raise PluginError("does not return a Task", where=work.recipe.task)
+        return verify(
+            Evidence(
+                name=work.recipe.name,
+                fp32=work.path("export", EXPORTED),
+                rewritten=work.path("export", FP32),
+                int8=work.path("quantize", INT8),
+                target=work.target,
+                exported=exported,
+                calibration=calibration,
+                quantized=quantized,
+            ),
+            task,
+            work.evaluation_samples,
+            section,
+            folder,
+            progress=work.progress,
+        )
+
+    work.run_stage("verify", facts, write)
+    report = load_record(VerificationReport, work.path("verify", "report.json"))
+    return _updated(outcome, report=report)
+
+
+def _hand_off(work: _Work, outcome: Outcome) -> Outcome:
+    exported, quantized = _needed(outcome.exported), _needed(outcome.quantized)
+    report = _needed(outcome.report)
+    section = work.recipe.handoff
+    facts = {"section": section.model_dump(mode="json"), "report": _digest(report)}
+
+    def write(folder: Path) -> object:
+        from onnxq.handoff.stage import hand_off
+
+        return hand_off(
+            model=work.path("quantize", INT8),
+            exported=exported,
+            quantized=quantized,
+            report=report,
+            report_folder=work.build.stage("verify"),
+            target=work.target,
+            section=section,
+            samples=work.evaluation_samples,
+            folder=folder,
+        )
+
+    work.run_stage("handoff", facts, write)
+    bundle = load_record(Bundle, work.path("handoff", "bundle.json"))
+    return _updated(outcome, bundle=bundle)
+
+
+def _updated(outcome: Outcome, **records: object) -> Outcome:
+    return Outcome(**{**vars(outcome), **records})
+
+
+def _needed(record: _Record | None) -> _Record:
+    """A record that the stage before has made."""
+    if record is None:
+        raise RuntimeError("stages run in order")
+    return record
+
+
+def _digest(record: BaseModel) -> str:
+    return digest_of(record.model_dump(mode="json"))
+
+
+def _code_digest(stage: Stage) -> str:
+    """Digest of onnxq's own code that the stage runs through: its folder and the floors below."""
+    return sha256_of_source(_PACKAGE / stage, *sorted(_PACKAGE.glob("*.py")))
+
+
+def _thinned(samples: Samples, count: int | None) -> Samples:
+    """``count`` samples spread evenly over all of them; all where no number is given."""
+    if count is None or count >= len(samples):
+        return samples
+    import numpy as np
+
+    return samples.take(np.linspace(0, len(samples) - 1, count).round().astype(np.int64))
