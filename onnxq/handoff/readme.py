@@ -1,0 +1,204 @@
+"""README.md of a bundle: what it holds, how to run it, what is known of it and what is not."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnxq.artifacts import AnswerCheck, QuantizedModel, RuleResult, VerificationReport
+from onnxq.handoff.contract import Contract, InputOutput
+from onnxq.target import Target
+
+__all__ = ["Contents", "readme", "unverified_notice"]
+
+_LEVEL = {"full": "ORT_ENABLE_ALL", "none": "ORT_DISABLE_ALL"}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that a README tells of. ``files`` are the names in the bundle's folder,
+    ``verdict`` the one that the bundle carries; ``made_up`` says that the known answers are of
+    random numbers."""
+
+    contract: Contract
+    target: Target
+    report: VerificationReport | None
+    quantized: QuantizedModel | None
+    rules: Sequence[RuleResult]
+    answers: AnswerCheck
+    files: Sequence[str]
+    verdict: str
+    made_up: bool
+
+
+def readme(contents: Contents) -> str:
+    """The text of README.md."""
+    title = contents.report.name if contents.report is not None else contents.contract.model
+    parts = [
+        f"# {title} for {contents.target.title}",
+        *([unverified_notice(contents.verdict)] if contents.verdict != "passed" else []),
+        _first_checks(contents),
+        _feeding(contents.contract),
+        _running(contents),
+        _measured(contents),
+        _predicted(contents),
+        _not_verified(contents),
+        _rules(contents.rules),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def unverified_notice(verdict: str) -> str:
+    """The sentence that a bundle carries whose model did not pass verification."""
+    return (
+        f"**UNVERIFIED** (verdict: {verdict}). Nobody has shown that this INT8 model is good "
+        "enough for its task. Do not ship it."
+    )
+
+
+def _first_checks(contents: Contents) -> str:
+    listing = "\n".join(f"- `{name}`" for name in contents.files)
+    level = _LEVEL[contents.answers.optimization]
+    source = "random numbers, as no data was given" if contents.made_up else "held-out samples"
+    return (
+        "## Is it whole?\n\n```sh\nsha256sum -c SHA256SUMS\npython check_answers.py\n```\n\n"
+        "`check_answers.py` needs numpy and onnxruntime only. It replays "
+        f"{contents.answers.vectors} vectors ({source}) under {level} with one thread; here every "
+        f"answer came out bit for bit.\n\n{listing}"
+    )
+
+
+def _feeding(contract: Contract) -> str:
+    parts = [f"## What goes in, what comes out\n\n{contract.rounding}. Source: `contract.json`."]
+    for value in (*contract.inputs, *contract.outputs):
+        parts.append(_value(value))
+    return "\n\n".join(parts)
+
+
+def _value(value: InputOutput) -> str:
+    lines = [
+        f"**{value.direction} `{value.name}`**: {value.dtype} {list(value.shape)}, {value.layout}"
+    ]
+    if value.domain is not None:
+        lines.append(f"- values lie in [{value.domain[0]:g}, {value.domain[1]:g}]")
+    if value.quantization is not None:
+        known = value.quantization
+        lines += [
+            f"- integer form: {known.type}, scale {known.scale!r}, zero point {known.zero_point}",
+            f"- `{known.quantize}`",
+            f"- `{known.dequantize}`",
+            f"- holds reals from {known.real_low:g} to {known.real_high:g}",
+        ]
+        if known.byte_image:
+            lines.append(f"- picture bytes: {known.byte_image}")
+        if known.domain_covered is False:
+            lines.append("- WARNING: part of the declared domain lies outside and is cut off")
+    if value.note:
+        lines.append(f"- {value.note}")
+    return "\n".join(lines)
+
+
+def _running(contents: Contents) -> str:
+    target = contents.target
+    names = {
+        "{model}": shlex.quote(contents.contract.model),
+        "{answers}": "validate_inputs.npz",
+    }
+    commands = "\n".join(_filled(command, names) for command in target.commands)
+    parts = [f"## Run it on {target.title}\n\n```sh\n{commands}\n```"]
+    if target.judged_as == "runtime":
+        parts.append(f"```python\n{_snippet(contents)}\n```")
+    if "validate_inputs.npz" in contents.files:
+        parts.append(
+            "`validate_inputs.npz` holds the known inputs, one array per graph input in the order "
+            "of the graph, and `validate_outputs.npz` the outputs to compare with. Which array "
+            "names ST's tool expects was not tried."
+        )
+    parts.append("\n".join(f"- {note}" for note in target.notes))
+    return "\n\n".join(parts)
+
+
+def _filled(command: str, names: dict[str, str]) -> str:
+    for key, name in names.items():
+        command = command.replace(key, name)
+    return command
+
+
+def _snippet(contents: Contents) -> str:
+    options = "".join(
+        f"options.add_session_config_entry({key!r}, {value!r})\n"
+        for key, value in contents.target.session_options.items()
+    )
+    feed = ", ".join(f"{value.name!r}: ..." for value in contents.contract.inputs)
+    return (
+        "import onnxruntime as ort\n\noptions = ort.SessionOptions()\n"
+        "options.graph_optimization_level = "
+        f"ort.GraphOptimizationLevel.{_LEVEL[contents.answers.optimization]}\n{options}"
+        f"session = ort.InferenceSession({contents.contract.model!r}, options, "
+        'providers=["CPUExecutionProvider"])\n'
+        f"outputs = session.run(None, {{{feed}}})"
+    )
+
+
+def _measured(contents: Contents) -> str:
+    report = contents.report
+    head = "## Measured, on this very file\n\n"
+    if report is None:
+        return head + "Nothing: the model came without a verification report."
+    lines = [f"- verdict: **{report.verdict}**. " + "; ".join(report.reasons)]
+    lines += [f"- gate: {gate.statement}: {gate.verdict}" for gate in report.gates]
+    compared = report.comparison
+    lines.append(
+        f"- {compared.samples} samples in {compared.groups} groups of {compared.source}, judged as "
+        f"the {compared.judged_as} computes"
+    )
+    for row in compared.metrics:
+        lines.append(f"- {row.metric}: {row.fp32:.6g} → {row.int8:.6g} {row.unit} (FP32 → INT8)")
+    lines.append(
+        f"- integer share of operators {report.coverage.operators.fraction:.1%}, of "
+        f"multiply-accumulates {report.coverage.macs.fraction:.1%}"
+    )
+    lines.append("- more in `report/`")
+    return head + "\n".join(lines)
+
+
+def _predicted(contents: Contents) -> str:
+    warnings = [r for r in contents.rules if r.severity == "warning"]
+    lines = ["## Predicted, from the rules of the target\n"]
+    if not contents.rules:
+        lines.append("No rule of the target is broken.")
+    lines += [f"- {r.where} {r.what} ({r.rule}; {r.source})" for r in warnings]
+    if contents.rules and not warnings:
+        lines.append("No warning; what was let pass by name stands below.")
+    return "\n".join(lines)
+
+
+def _not_verified(contents: Contents) -> str:
+    lines = [
+        "## Not verified\n",
+        "- Nothing was run on a device: no latency, no memory, no accuracy there.",
+    ]
+    if any(command.startswith("stedgeai") for command in contents.target.commands):
+        lines.append(
+            "- ST's tool was not run: whether `stedgeai` imports this file, what it maps to the "
+            "NPU and what memory it needs is for its own report to say. The rules above are second "
+            "hand."
+        )
+    else:
+        lines.append(
+            "- Answers on another processor or version of ONNX Runtime may differ by single steps."
+        )
+    if contents.quantized is not None and contents.quantized.made_up_data:
+        lines.append("- The ranges were calibrated on MADE-UP numbers.")
+    return "\n".join(lines)
+
+
+def _rules(rules: Sequence[RuleResult]) -> str:
+    waived = [r for r in rules if r.waived is not None]
+    lines = ["## Rules let pass by name\n"]
+    if not waived:
+        lines.append("None.")
+    for rule in dict.fromkeys(r.rule for r in waived):
+        places = [r for r in waived if r.rule == rule]
+        lines.append(f"- **{rule}**: {places[0].waived}")
+        lines += [f"  - {place.where} {place.what}" for place in places]
+    return "\n".join(lines)

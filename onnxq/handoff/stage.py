@@ -1,0 +1,207 @@
+"""The hand-off's shell: reads the model, writes the bundle, replays it, and only then keeps it."""
+
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import onnx
+from jaxtyping import Shaped
+
+from onnxq.artifacts import (
+    Bundle,
+    ExportedModel,
+    FileFacts,
+    QuantizedModel,
+    RuleResult,
+    Verdict,
+    VerificationReport,
+)
+from onnxq.errors import StoreError
+from onnxq.graph import load_model
+from onnxq.handoff.answers import made_up_samples, make_answers, replay
+from onnxq.handoff.bundle import (
+    checksums,
+    compare_records,
+    make_bundle,
+    refuse_inexact_answers,
+    refuse_unverified,
+)
+from onnxq.handoff.check import check, refuse_broken_rules
+from onnxq.handoff.contract import Contract, contract
+from onnxq.handoff.readme import Contents, readme, unverified_notice
+from onnxq.recipe import HandoffSection
+from onnxq.samples import Samples
+from onnxq.store import atomic_folder, save_record, sha256_of_file
+from onnxq.target import Target
+
+__all__ = ["BUNDLE_FILE", "hand_off"]
+
+BUNDLE_FILE, SUMS_FILE, ANSWERS_FILE = "bundle.json", "SHA256SUMS", "known_answers.npz"
+_REPORT_KINDS = frozenset({".html", ".md", ".json", ".xml"})
+_STAGE_NOTE = "stage.json"
+Array = Shaped[np.ndarray, "..."]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A model that may be handed off, and what was found about it before anything is written."""
+
+    model: Path
+    target: Target
+    contract: Contract
+    rules: tuple[RuleResult, ...]
+    verdict: Verdict
+    quantized: QuantizedModel | None
+    report: VerificationReport | None
+    report_folder: Path | None
+
+
+def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the bundle)
+    *,
+    model: Path,
+    target: Target,
+    folder: Path,
+    section: HandoffSection = HandoffSection(),  # noqa: B008  (frozen)
+    exported: ExportedModel | None = None,
+    quantized: QuantizedModel | None = None,
+    report: VerificationReport | None = None,
+    report_folder: Path | None = None,
+    samples: Samples | None = None,
+    allow_unverified: bool = False,
+) -> Bundle:
+    """Write the bundle of ``model`` for ``target`` into ``folder``, whole or not at all.
+
+    ``samples`` are evaluation samples for the known answers; without any, answers of made-up
+    numbers are written and called so. Without a report the bundle is stamped as unverified.
+    Raises TargetRuleError if a rule is broken without leave; JudgedError or DataError if the
+    verdict is not ``passed`` (unless ``allow_unverified``); StaleRecordError if a record is about
+    another file; RecipeError for a waiver of no rule; ModelError, RuntimeFailureError, StoreError.
+    """
+    _refuse_foreign_folder(folder)
+    proto = load_model(model)
+    facts = _facts(model, model.parent)
+    compare_records(facts, quantized, report, target)
+    rules = check(proto, target, section.waive, file_name=model.name)
+    refuse_broken_rules(rules, target, model.name)
+    judged = _Judged(
+        model=model,
+        target=target,
+        contract=contract(proto, quantized, exported, name=model.name, sha256=facts.sha256),
+        rules=rules,
+        verdict=refuse_unverified(report, allowed=allow_unverified),
+        quantized=quantized,
+        report=report,
+        report_folder=report_folder,
+    )
+    if samples is None:
+        samples = made_up_samples(judged.contract, section.known_answers)
+    with atomic_folder(folder) as temporary:
+        return _fill(temporary, judged, samples, section.known_answers)
+
+
+def _fill(folder: Path, judged: _Judged, samples: Samples, count: int) -> Bundle:
+    target, name = judged.target, judged.model.name
+    shutil.copyfile(judged.model, folder / name)
+    for file in _external_files(judged.model):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(judged.model.parent / file, folder / file)
+    _copy_report(judged.report_folder, folder / "report")
+    save_record(judged.contract, folder / "contract.json")
+    arrays = make_answers(folder / name, judged.contract, target, samples, count)
+    _save_arrays(folder / ANSWERS_FILE, arrays)
+    if any("{answers}" in command for command in target.commands):
+        _write_validation_arrays(folder, arrays, judged.contract)
+    script = resources.files("onnxq.handoff") / "check_answers.py"
+    (folder / "check_answers.py").write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+    with np.load(folder / ANSWERS_FILE, allow_pickle=False) as written:
+        answers = replay(folder / name, dict(written), target)
+    refuse_inexact_answers(answers, name)
+    if judged.verdict != "passed":
+        notice = unverified_notice(judged.verdict).replace("**", "")
+        (folder / "UNVERIFIED.txt").write_text(notice + "\n", encoding="utf-8")
+    contents = Contents(
+        contract=judged.contract,
+        target=target,
+        report=judged.report,
+        quantized=judged.quantized,
+        rules=judged.rules,
+        answers=answers,
+        files=[*_names(folder), "README.md", BUNDLE_FILE, SUMS_FILE],
+        verdict=judged.verdict,
+        made_up=samples.made_up,
+    )
+    (folder / "README.md").write_text(readme(contents), encoding="utf-8")
+    files = [_facts(folder / file, folder) for file in _names(folder)]
+    files.sort(key=lambda file: file.name != name)  # the model first
+    bundle = make_bundle(files, target, judged.verdict, judged.rules, answers)
+    save_record(bundle, folder / BUNDLE_FILE)
+    sums = {file: sha256_of_file(folder / file) for file in _names(folder)}
+    (folder / SUMS_FILE).write_text(checksums(sums), encoding="utf-8")
+    return bundle
+
+
+def _write_validation_arrays(folder: Path, arrays: Mapping[str, Array], contract: Contract) -> None:
+    """Inputs and outputs alone, the vectors joined along the batch axis, in the graph's order."""
+    for kind, values in (("input", contract.inputs), ("output", contract.outputs)):
+        joined = {value.name: np.concatenate(arrays[f"{kind}.{value.name}"]) for value in values}
+        _save_arrays(folder / f"validate_{kind}s.npz", joined)
+
+
+def _save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """An ``.npz`` file; ``numpy.savez`` would take an array called ``file`` for its argument."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")  # a fixed date: equal arrays make equal files
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+
+
+def _copy_report(source: Path | None, folder: Path) -> None:
+    if source is None:
+        return
+    folder.mkdir()
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.suffix in _REPORT_KINDS and file.name != _STAGE_NOTE:
+            shutil.copyfile(file, folder / file.name)
+
+
+def _external_files(model: Path) -> tuple[str, ...]:
+    """Paths, relative to the model's folder, of the files that hold its weights."""
+    graph = onnx.load(model, load_external_data=False).graph
+    names = {
+        entry.value
+        for tensor in graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return tuple(sorted(names))
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(
+        file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()
+    )
+
+
+def _facts(file: Path, folder: Path) -> FileFacts:
+    return FileFacts(
+        name=file.relative_to(folder).as_posix(),
+        sha256=sha256_of_file(file),
+        size_bytes=file.stat().st_size,
+    )
+
+
+def _refuse_foreign_folder(folder: Path) -> None:
+    """A bundle takes the place of a bundle or of nothing, never of a person's own files."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / BUNDLE_FILE).is_file():
+        raise StoreError(
+            "holds other files than a bundle, and would be replaced whole",
+            where=str(folder),
+            do="give an empty or a new folder",
+        )
