@@ -28,7 +28,7 @@ __all__ = [
     "write_text",
 ]
 
-STAGE_FILE = "stage.json"
+NOTES = ".stages"
 _Model = TypeVar("_Model", bound=BaseModel)
 _REMEDIES = {
     errno.ENOSPC: "free some space on the disk, or give another --build-dir",
@@ -201,11 +201,15 @@ class Build:
         """Folder of a finished stage."""
         return self.folder / name
 
+    def _note(self, name: str) -> Path:
+        """Where it is noted what a stage was made from; beside its folder, not inside."""
+        return self.folder / NOTES / f"{name}.json"
+
     def is_current(self, name: str, key: str) -> bool:
         """True if the stage was finished from inputs of digest ``key`` and its files are whole."""
         folder = self.stage(name)
         try:
-            note = _StageNote.model_validate_json((folder / STAGE_FILE).read_text())
+            note = _StageNote.model_validate_json(self._note(name).read_text())
         except (OSError, ValidationError):
             return False
         return note.key == key and all(
@@ -215,11 +219,15 @@ class Build:
 
     def forget(self, name: str) -> None:
         """Make the stage run again whatever it was made from; its files stay until then."""
-        with _storing(self.stage(name)):
-            (self.stage(name) / STAGE_FILE).unlink(missing_ok=True)
+        with _storing(self._note(name)):
+            self._note(name).unlink(missing_ok=True)
 
     def write_stage(self, name: str, key: str, write: Callable[[Path], None]) -> Path:
-        """Let ``write`` fill an empty folder, then put it in the stage's place, whole or not."""
+        """Let ``write`` fill an empty folder, then put it in the stage's place, whole or not.
+
+        The note is removed first and written last, so that a stage killed at any moment runs again.
+        """
+        self.forget(name)
         with atomic_folder(self.stage(name)) as folder:
             write(folder)
             files = {
@@ -227,6 +235,6 @@ class Build:
                 for file in sorted(folder.rglob("*"))
                 if file.is_file()
             }
-            note = _StageNote(key=key, files=files)
-            (folder / STAGE_FILE).write_text(note.model_dump_json(indent=2))
+        note = _StageNote(key=key, files=files)
+        write_text(self._note(name), note.model_dump_json(indent=2))
         return self.stage(name)

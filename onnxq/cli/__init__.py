@@ -1,0 +1,79 @@
+"""The shell: parse, call, print, exit code. A command is imported when it is called."""
+
+import importlib
+import sys
+
+import click
+
+from onnxq import __version__
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "run": ("onnxq.cli.run", "Take a recipe from checkpoint to verified bundle."),
+    "export": ("onnxq.cli.stages", "Make the canonical FP32 graph and prove its parity."),
+    "calibrate": (
+        "onnxq.cli.stages",
+        "Run samples through the graph and find every tensor's range.",
+    ),
+    "quantize": ("onnxq.cli.stages", "Write the INT8 Q/DQ model."),
+    "verify": ("onnxq.cli.stages", "Judge INT8 against FP32 on the task's own metric."),
+    "handoff": ("onnxq.cli.stages", "Check the target's rules and pack the bundle."),
+    "inspect": ("onnxq.cli.look", "Show what is integer in a model, what is not, and why."),
+    "targets": ("onnxq.cli.look", "List the targets, or show one."),
+    "schema": ("onnxq.cli.look", "Print the JSON Schema of recipes."),
+}
+
+
+class _Group(click.Group):
+    """Knows its commands' names and first lines without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(_COMMANDS[cmd_name][0])
+        command = getattr(module, cmd_name)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{cmd_name} is no command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from onnxq.errors import nearest
+
+            ctx.fail(f"no command `{args[0]}`; {nearest(args[0], _COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 passed · 1 judged and worse than allowed, or a target rule broken · "
+    "2 could not judge.",
+)
+@click.version_option(__version__, prog_name="onnxq")
+def _cli() -> None:
+    """Take a trained model to a verified INT8 ONNX model, or say no."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    arguments = sys.argv[1:] if args is None else args
+    try:
+        code = _cli.main(arguments, prog_name="onnxq", standalone_mode=False)
+    except click.ClickException as fault:
+        fault.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; run the same command again to resume", err=True)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)

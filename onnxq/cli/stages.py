@@ -1,0 +1,314 @@
+"""``onnxq export|calibrate|quantize|verify|handoff``, on a recipe or on plain files."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxq.cli.console import EXIT_CODES, Screen, command_options, print_verdict
+from onnxq.cli.run import default_folder, run_recipe
+from onnxq.errors import UsageError
+from onnxq.pipeline import Stage
+from onnxq.recipe import CalibrateSection, Gate, QuantizeSection, Waiver, load_recipe
+from onnxq.target import Target, load_target
+
+__all__ = ["calibrate", "export", "handoff", "quantize", "verify"]
+
+DEFAULT_TARGET = "ort-x86"
+_path = click.Path(path_type=Path)
+_target = click.option(
+    "--target", help=f"Target (`onnxq targets`); for plain files {DEFAULT_TARGET} unless given."
+)
+_build_dir = click.option("--build-dir", type=_path, help="Where a recipe's results go.")
+_domain = click.option(
+    "--domain", "domains", multiple=True, metavar="NAME=LOW,HIGH",
+    help="Declare the domain of an input or output; it pins the scale.",
+)  # fmt: skip
+
+
+def _data_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--data", metavar="SOURCE", help="A file, or module:function."),
+        click.option("--samples", type=click.IntRange(1), help="How many (default: up to 200)."),
+        click.option(
+            "--method", type=click.Choice(["minmax", "percentile", "mse"]), default="minmax",
+            help="How statistics become ranges (default: minmax).",
+        ),
+        click.option("--seed", type=int, default=0, help="Seed of the choice of samples."),
+        click.option(
+            "--smoke-test-random", is_flag=True,
+            help="Calibrate on random numbers; the model is stamped and never verified.",
+        ),
+        _domain,
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def _is_recipe(path: Path) -> bool:
+    return path.suffix in {".yaml", ".yml"}
+
+
+def _run_stage(
+    recipe: Path, stage: Stage, target: str | None, build_dir: Path | None, screen: Screen
+) -> int:
+    settings = (f"target={target}",) if target else ()
+    loaded = load_recipe(recipe, settings)
+    folder = build_dir or default_folder(loaded, target, quick=False)
+    return run_recipe(loaded, folder, screen, last=stage)
+
+
+def _chosen(target: str | None) -> Target:
+    return load_target(target or DEFAULT_TARGET)
+
+
+def _required(value: Any, flag: str) -> Any:
+    if value is None:
+        raise UsageError(f"`{flag}` is needed for a plain file", where="usage")
+    return value
+
+
+def _parsed_domains(domains: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    parsed = {}
+    for text in domains:
+        name, _, interval = text.partition("=")
+        try:
+            low, high = (float(part) for part in interval.split(","))
+        except ValueError:
+            raise UsageError(
+                f"`{text}` is not of the form NAME=LOW,HIGH", where="--domain"
+            ) from None
+        parsed[name] = (low, high)
+    return parsed
+
+
+def _data(options: dict[str, Any]) -> Any:
+    from onnxq.plain import Data
+
+    source, random = options["data"], options["smoke_test_random"]
+    if (source is None) == (not random):
+        raise UsageError(
+            "give `--data SOURCE` (and not --smoke-test-random beside it)",
+            where="usage",
+            do="calibration needs real samples; --smoke-test-random is for trying the tool only",
+        )
+    section = CalibrateSection(method=options["method"], seed=options["seed"])
+    return Data(source, _parsed_domains(options["domains"]), section, options["samples"])
+
+
+@click.command()
+@click.argument("model", type=_path)
+@_target
+@_build_dir
+@_domain
+@click.option("-o", "output", type=_path, help="Folder for the canonical graph of a plain model.")
+@command_options
+def export(
+    model: Path,
+    target: str | None,
+    build_dir: Path | None,
+    domains: tuple[str, ...],
+    output: Path | None,
+    screen: Screen,
+) -> int:
+    """Export a recipe's network, or bring a plain MODEL.onnx to canonical form."""
+    if _is_recipe(model):
+        return _run_stage(model, "export", target, build_dir, screen)
+    from onnxq.plain import export_file
+    from onnxq.store import atomic_folder
+
+    with atomic_folder(_required(output, "-o DIR")) as folder:
+        record = export_file(model, _chosen(target), _parsed_domains(domains), folder)
+    for step in record.steps:
+        screen.say(f"  {step}")
+    screen.say(f"[green]✓[/] {output}")
+    screen.result({"exit_code": 0, "record": record.model_dump(mode="json")})
+    return 0
+
+
+@click.command()
+@click.argument("model", type=_path)
+@_target
+@_build_dir
+@_data_options
+@click.option("-o", "output", type=_path, help="Folder for the ranges of a plain model.")
+@command_options
+def calibrate(
+    model: Path,
+    target: str | None,
+    build_dir: Path | None,
+    output: Path | None,
+    screen: Screen,
+    **options: Any,
+) -> int:
+    """Find the range of every tensor of a recipe's graph or of a plain MODEL.onnx."""
+    if _is_recipe(model):
+        return _run_stage(model, "calibrate", target, build_dir, screen)
+    from onnxq.plain import calibrate_file
+
+    data = _data(options)
+    folder = _required(output, "-o DIR")
+    result = calibrate_file(model, _chosen(target), data, folder, screen.progress)
+    screen.say(
+        f"[green]✓[/] {folder}: {len(result.ranges)} ranges by {result.method} from "
+        f"{len(result.choice.indices)} samples ({result.choice.plan})"
+    )
+    _say_findings(screen, result.findings)
+    screen.result({"exit_code": 0, "record": result.model_dump(mode="json")})
+    return 0
+
+
+@click.command()
+@click.argument("model", type=_path)
+@_target
+@_build_dir
+@_data_options
+@click.option("--calibration", type=_path, help="Folder that `onnxq calibrate` made.")
+@click.option("--exclude", multiple=True, metavar="NODE", help="Keep this node float.")
+@click.option("-o", "output", type=_path, help="The INT8 file of a plain model.")
+@command_options
+def quantize(
+    model: Path,
+    target: str | None,
+    build_dir: Path | None,
+    output: Path | None,
+    screen: Screen,
+    **options: Any,
+) -> int:
+    """Write the INT8 Q/DQ form of a recipe's graph or of a plain MODEL.onnx."""
+    if _is_recipe(model):
+        return _run_stage(model, "quantize", target, build_dir, screen)
+    from onnxq.plain import quantize_file
+
+    source = options["calibration"] or _data(options)
+    excluded = tuple(Waiver(name=name, reason="--exclude") for name in options["exclude"])
+    record = quantize_file(
+        model, _chosen(target), source, QuantizeSection(exclude=excluded),
+        _required(output, "-o OUT.onnx"), screen.progress,
+    )  # fmt: skip
+    screen.say(f"[green]✓[/] {output}: {len(record.quantized_nodes)} nodes for {record.target}")
+    for node in record.float_nodes:
+        screen.say(f"  float: {node.op_type} `{node.node}`: {node.reason}")
+    _say_findings(screen, record.findings)
+    if record.made_up_data:
+        screen.say("[yellow]![/] calibrated on random numbers: `onnxq verify` will end with 2")
+    screen.result({"exit_code": 0, "record": record.model_dump(mode="json")})
+    return 0
+
+
+@click.command()
+@click.argument(
+    "models", type=_path, nargs=-1, required=True, metavar="RECIPE | FP32.onnx INT8.onnx"
+)
+@_target
+@_build_dir
+@click.option("--data", metavar="SOURCE", help="Held-out samples with labels.")
+@click.option("--metric", help="top1, top5, mae, rmse, …")
+@click.option("--max-drop", type=float, help="How much worse INT8 may be, in the metric's unit.")
+@click.option("--max-to-fp32", type=float, help="How far INT8 may be from FP32 itself, on average.")
+@click.option(
+    "--judge", type=click.Choice(["bound", "point"]), default="bound",
+    help="Judge the upper end of the 95 % interval (default), or the point.",
+)  # fmt: skip
+@click.option("--report", type=_path, help="Folder for the report.")
+@command_options
+def verify(
+    models: tuple[Path, ...],
+    target: str | None,
+    build_dir: Path | None,
+    screen: Screen,
+    **options: Any,
+) -> int:
+    """Judge INT8 against FP32 on held-out samples: exit 0 passed, 1 worse, 2 cannot be judged."""
+    if len(models) == 1 and _is_recipe(models[0]):
+        return _run_stage(models[0], "verify", target, build_dir, screen)
+    if len(models) != 2:
+        raise UsageError("give a recipe, or FP32.onnx and INT8.onnx", where="usage")
+    import tempfile
+
+    from onnxq.plain import verify_files
+    from onnxq.store import atomic_folder
+
+    source = _required(options["data"], "--data")
+    gates = _gates(options)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        atomic_folder(options["report"] or Path(scratch) / "report") as folder,
+    ):
+        report = verify_files(
+            models[0],
+            models[1],
+            source,
+            gates=gates,
+            target=_chosen(target),
+            folder=folder,
+            progress=screen.progress,
+        )
+    code = print_verdict(screen, report)
+    if options["report"]:
+        screen.say(f"  report  {options['report'] / 'report.html'}")
+    screen.result(
+        {"exit_code": code, "verdict": report.verdict, "report": report.model_dump(mode="json")}
+    )
+    return code
+
+
+def _gates(options: dict[str, Any]) -> tuple[Gate, ...]:
+    metric = _required(options["metric"], "--metric")
+    gates = []
+    if options["max_drop"] is not None:
+        gates.append(Gate(metric=metric, max_increase=options["max_drop"], judge=options["judge"]))
+    if options["max_to_fp32"] is not None:
+        gates.append(
+            Gate(metric=f"{metric}_to_fp32", max=options["max_to_fp32"], judge=options["judge"])
+        )
+    if not gates:
+        raise UsageError(
+            "no limit was given", where="usage", do="give --max-drop X, --max-to-fp32 X or both"
+        )
+    return tuple(gates)
+
+
+@click.command()
+@click.argument("model", type=_path)
+@_target
+@_build_dir
+@click.option("--data", metavar="SOURCE", help="Samples for the known answers.")
+@click.option("--allow-unverified", is_flag=True, help="Pack a model that has no passed report.")
+@click.option("-o", "output", type=_path, help="The bundle's folder.")
+@command_options
+def handoff(
+    model: Path,
+    target: str | None,
+    build_dir: Path | None,
+    screen: Screen,
+    **options: Any,
+) -> int:
+    """Check the target's rules and pack the bundle of a recipe or of a plain OUT.onnx."""
+    if _is_recipe(model):
+        return _run_stage(model, "handoff", target, build_dir, screen)
+    from onnxq.artifacts import QuantizedModel
+    from onnxq.graph import load_model, values_of
+    from onnxq.handoff.stage import hand_off
+    from onnxq.sources import open_source
+    from onnxq.store import load_record
+
+    names = tuple(value.name for value in values_of(load_model(model))[0])
+    record = model.with_suffix(".json")
+    bundle = hand_off(
+        model=model,
+        target=_chosen(target),
+        folder=_required(options["output"], "-o DIR"),
+        quantized=load_record(QuantizedModel, record) if record.is_file() else None,
+        samples=open_source(options["data"], {}, names) if options["data"] else None,
+        allow_unverified=options["allow_unverified"],
+    )
+    screen.say(f"[green]✓[/] {options['output']}: {bundle.verdict}, {len(bundle.files)} files")
+    screen.result({"exit_code": 0, "bundle": bundle.model_dump(mode="json")})
+    return EXIT_CODES["passed"]
+
+
+def _say_findings(screen: Screen, findings: Any) -> None:
+    for finding in findings:
+        screen.text.print(f"  ! {finding.where}: {finding.what}", markup=False)

@@ -1,0 +1,162 @@
+"""The stages on plain files, for people who arrive with an ``.onnx`` and no recipe."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxq.artifacts import (
+    CalibrationResult,
+    ExportedModel,
+    QuantizedModel,
+    ValueFacts,
+    VerificationReport,
+)
+from onnxq.calibrate.readers import made_up_samples
+from onnxq.calibrate.stage import RECORD as CALIBRATION
+from onnxq.calibrate.stage import calibrate
+from onnxq.errors import StaleRecordError, UsageError
+from onnxq.export.stage import export
+from onnxq.graph import load_model, values_of
+from onnxq.progress import Progress, silent
+from onnxq.quantize.stage import quantize
+from onnxq.recipe import (
+    CalibrateSection,
+    ExportSection,
+    Gate,
+    QuantizeSection,
+    ValueSection,
+    VerifySection,
+)
+from onnxq.samples import Samples
+from onnxq.sources import open_source
+from onnxq.store import atomic_folder, load_record, sha256_of_file
+from onnxq.target import Target
+from onnxq.verify.stage import Evidence, verify
+from onnxq.verify.tasks import task_for_metric
+
+__all__ = ["Data", "calibrate_file", "export_file", "quantize_file", "verify_files"]
+
+MOST_SAMPLES = 200
+Domains = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where samples come from, and how they are used; ``source`` None means random numbers."""
+
+    source: str | None
+    domains: Domains
+    section: CalibrateSection
+    samples: int | None = None
+
+    def open(self, exported: ExportedModel) -> tuple[Samples, CalibrateSection]:
+        """The samples, and the section with the number that will be taken."""
+        names = tuple(value.name for value in exported.inputs)
+        if self.source is None:
+            count = self.samples or 32
+            opened = made_up_samples(exported.inputs, count, self.section.seed)
+        else:
+            opened = open_source(self.source, {}, names)
+            count = self.samples or min(len(opened), MOST_SAMPLES)
+        return opened, self.section.model_copy(update={"samples": max(count, 1)})
+
+
+def export_file(model: Path, target: Target, domains: Domains, folder: Path) -> ExportedModel:
+    """The canonical form of an FP32 ``.onnx`` in ``folder``. Raises as ``export`` does."""
+    inputs, outputs = values_of(load_model(model))
+    known = {value.name for value in (*inputs, *outputs)}
+    for name in domains:
+        if name not in known:
+            raise UsageError(
+                f"`{name}` is no input or output", where="--domain", do=f"known: {sorted(known)}"
+            )
+
+    def sections(values: Sequence[ValueFacts]) -> tuple[ValueSection, ...]:
+        return tuple(
+            ValueSection(name=v.name, domain=domains[v.name]) for v in values if v.name in domains
+        )
+
+    section = ExportSection(
+        model=model.resolve(),
+        opset=min(max(_opset(model), target.opset[0]), target.opset[1]),
+        inputs=sections(inputs),
+        outputs=sections(outputs),
+    )
+    return export(section, folder, target=target, search=None, samples=None, progress=silent)
+
+
+def _opset(model: Path) -> int:
+    return next(e.version for e in load_model(model).opset_import if e.domain in ("", "ai.onnx"))
+
+
+def calibrate_file(
+    model: Path, target: Target, data: Data, folder: Path, progress: Progress = silent
+) -> CalibrationResult:
+    """Canonical graph and ranges of ``model`` in ``folder``, put there whole or not at all."""
+    with atomic_folder(folder) as work:
+        return _calibrated(model, target, data, work, progress)
+
+
+def _calibrated(
+    model: Path, target: Target, data: Data, work: Path, progress: Progress
+) -> CalibrationResult:
+    exported = export_file(model, target, data.domains, work)
+    samples, section = data.open(exported)
+    values = (exported.inputs, exported.outputs)
+    return calibrate(work / "fp32.onnx", values, samples, section, work, progress=progress)
+
+
+def quantize_file(
+    model: Path,
+    target: Target,
+    source: Data | Path,
+    section: QuantizeSection,
+    output: Path,
+    progress: Progress = silent,
+) -> QuantizedModel:
+    """The INT8 file of ``model`` at ``output``; ``source`` is data, or a folder of ``calibrate``.
+
+    Raises StaleRecordError if the folder was made from another model or for another form of it.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        if isinstance(source, Data):
+            ranges = _calibrated(model, target, source, work, progress)
+        else:
+            ranges = load_record(CalibrationResult, source / CALIBRATION)
+            export_file(model, target, {}, work)
+            if sha256_of_file(work / "fp32.onnx") != ranges.model_sha256:
+                raise StaleRecordError(
+                    "was calibrated on another model, or for another kind of target",
+                    where=str(source),
+                    do="run `onnxq calibrate` on this model again",
+                )
+        return quantize(work / "fp32.onnx", ranges, target, section, output)
+
+
+def verify_files(  # noqa: PLR0913 - what is compared, on what, under which gates, and where it goes
+    fp32: Path,
+    int8: Path,
+    source: str,
+    *,
+    gates: tuple[Gate, ...],
+    target: Target,
+    folder: Path,
+    progress: Progress = silent,
+) -> VerificationReport:
+    """Judge ``int8`` against ``fp32`` on the samples of ``source``; reports go to ``folder``."""
+    names = tuple(value.name for value in values_of(load_model(fp32))[0])
+    record = int8.with_suffix(".json")
+    quantized = load_record(QuantizedModel, record) if record.is_file() else None
+    if quantized is not None and quantized.model.sha256 != sha256_of_file(int8):
+        raise StaleRecordError(
+            "describes another file", where=str(record), do=f"remove it, or make {int8.name} again"
+        )
+    task = task_for_metric(gates[0].metric.removesuffix("_to_fp32"))
+    evidence = Evidence(
+        name=int8.stem, fp32=fp32, rewritten=fp32, int8=int8, target=target, quantized=quantized
+    )
+    samples = open_source(source, {}, names)
+    section = VerifySection(gate=gates)
+    return verify(evidence, task, samples, section, folder, progress=progress)
