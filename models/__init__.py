@@ -1,0 +1,1 @@
+"""Reference systems: one folder each, with network, data, task and training."""

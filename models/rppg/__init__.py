@@ -1,0 +1,1 @@
+"""Heart rate from face video: an 8-frame convolutional network on UBFC-rPPG style recordings."""
