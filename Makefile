@@ -1,0 +1,65 @@
+# `make` alone lists the targets. Every target does its own set-up and may be repeated.
+.DEFAULT_GOAL := help
+.PHONY: help setup rppg gate test test-all check bench clean
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON3 ?= python3
+PYTHON := .venv/bin/python
+PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+RUN_READY := .venv/.ready-rppg
+DEV_READY := .venv/.ready-dev
+RPPG_DATA := build/data/rppg
+RECIPE := models/rppg/recipe.yaml
+
+export ORT_DISABLE_TELEMETRY := 1
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/bin/python:
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "onnxq needs Python 3.11 or newer; say which with: make PYTHON3=python3.11 …" >&2; exit 2; }
+	@echo "creating .venv"
+	@$(PYTHON3) -m venv .venv
+
+$(RUN_READY): pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing what the rPPG system needs into .venv"
+	@$(PIP) --editable '.[rppg]'
+	@touch $@
+
+$(DEV_READY): $(RUN_READY)
+	@echo "installing what the checks need into .venv"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+setup: $(DEV_READY) ## virtual environment with pinned versions in .venv
+
+$(RPPG_DATA)/.ready: $(RUN_READY)
+	@$(PYTHON) -m models.rppg.synthesize --out $(RPPG_DATA) --splits calibration test
+	@touch $@
+
+rppg: $(RPPG_DATA)/.ready ## rPPG heart rate: checkpoint → verified INT8 → bundle for STM32N6
+	@$(PYTHON) -m onnxq run $(RECIPE)
+
+gate: $(RPPG_DATA)/.ready ## CI gate on rPPG: exit 0 passed, 1 worse than allowed, 2 not judged
+	@$(PYTHON) -m onnxq verify $(RECIPE)
+
+test: $(DEV_READY) ## all tests but the long ones
+	@$(PYTHON) -m pytest -m "not long"
+
+test-all: $(DEV_READY) ## all tests
+	@$(PYTHON) -m pytest
+
+check: $(DEV_READY) ## format, lint, types, floors, fast tests
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+	@$(PYTHON) -c 'from importlinter.cli import lint_imports_command as c; c()'
+	@$(PYTHON) -m pytest -m "not slow and not long"
+
+bench: $(RPPG_DATA)/.ready ## the figures that the README promises
+	@$(PYTHON) -m benchmarks.rppg
+
+clean: ## remove results and caches; .venv stays
+	@rm -rf build .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
