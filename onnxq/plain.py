@@ -12,7 +12,6 @@ from onnxq.artifacts import (
     ValueFacts,
     VerificationReport,
 )
-from onnxq.calibrate.readers import made_up_samples
 from onnxq.calibrate.stage import RECORD as CALIBRATION
 from onnxq.calibrate.stage import calibrate
 from onnxq.errors import StaleRecordError, UsageError
@@ -28,6 +27,7 @@ from onnxq.recipe import (
     ValueSection,
     VerifySection,
 )
+from onnxq.sample_checks import made_up_samples
 from onnxq.samples import Samples
 from onnxq.sources import open_source
 from onnxq.store import atomic_folder, load_record, sha256_of_file

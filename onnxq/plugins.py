@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnxq.errors import OnnxqError, PluginError, nearest
 
-__all__ = ["call", "find", "source_files"]
+__all__ = ["call", "find", "is_reference", "source_files"]
 
 
 def find(reference: str, search: Path | None = None) -> Callable[..., object]:
@@ -54,6 +54,12 @@ def call(reference: str, options: Mapping[str, object], search: Path | None = No
             where=reference,
         ) from fault
     return function(**options)
+
+
+def is_reference(source: str) -> bool:
+    """True for ``module:function``, false for a path."""
+    module, colon, _ = source.partition(":")
+    return bool(colon) and not Path(source).exists() and "/" not in module
 
 
 def source_files(reference: str, search: Path | None = None) -> tuple[Path, ...]:

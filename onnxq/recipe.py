@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from onnxq.errors import RecipeError, nearest
+from onnxq.plugins import is_reference
 
 __all__ = [
     "CalibrateSection",
@@ -90,10 +91,14 @@ class ExportSection(Section):
 
 
 class DataSource(Section):
-    """Samples: ``module:function`` with its options, or a file."""
+    """Samples: ``module:function`` with its keyword arguments, or a file.
+
+    ``paths`` are those arguments that are paths; like the file, they are relative to the recipe.
+    """
 
     source: str
     options: dict[str, Any] = {}
+    paths: dict[str, Path] = {}
 
 
 class DataSection(Section):
@@ -302,9 +307,19 @@ def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
             "model": absolute(recipe.export.model),
         }
     )
+    def with_absolute_paths(source: DataSource) -> DataSource:
+        file = source.source if is_reference(source.source) else str(folder / source.source)
+        paths = {key: (folder / path).resolve() for key, path in source.paths.items()}
+        return source.model_copy(update={"source": file, "paths": paths})
+
+    data = DataSection(
+        calibration=with_absolute_paths(recipe.data.calibration),
+        evaluation=with_absolute_paths(recipe.data.evaluation),
+    )
     return recipe.model_copy(
         update={
             "export": export,
+            "data": data,
             "python_path": absolute(recipe.python_path),
             "build": absolute(recipe.build),
         }

@@ -7,13 +7,7 @@ from onnxq import plugins
 from onnxq.errors import DataError, PluginError
 from onnxq.samples import Samples, load_samples
 
-__all__ = ["is_reference", "open_source"]
-
-
-def is_reference(source: str) -> bool:
-    """True for ``module:function``, false for a path."""
-    module, colon, _ = source.partition(":")
-    return bool(colon) and not Path(source).exists() and "/" not in module
+__all__ = ["open_source"]
 
 
 def open_source(
@@ -22,14 +16,14 @@ def open_source(
     input_names: tuple[str, ...],
     search: Path | None = None,
 ) -> Samples:
-    """Samples of ``source``; a relative path is taken from ``search``.
+    """Samples of ``source``; a function's module is looked for in ``search`` first.
 
     Raises DataError and PluginError, the latter also if the function does not return ``Samples``.
     """
-    if not is_reference(source):
+    if not plugins.is_reference(source):
         if options:
             raise DataError("a file takes no options", where=source, do="remove `options`")
-        return load_samples((search or Path.cwd()) / source, input_names)
+        return load_samples(Path(source), input_names)
     samples = plugins.call(source, options, search)
     if not isinstance(samples, Samples):
         raise PluginError(

@@ -1,23 +1,21 @@
-"""Samples on their way into a graph: which are taken, whether they can be used, one at a time."""
+"""Samples on their way into a graph: which are taken, and one at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Int, Shaped
 from onnxruntime.quantization import CalibrationDataReader
 
-from onnxq.artifacts import SampleChoice, ValueFacts
-from onnxq.errors import DataError, LeakageError, nearest
+from onnxq.artifacts import SampleChoice
+from onnxq.errors import DataError, LeakageError
 from onnxq.recipe import Stratify
 from onnxq.samples import Samples
 
 __all__ = [
     "SampleReader",
-    "check_samples",
     "choose",
     "describe",
-    "made_up_samples",
     "refuse_overlap",
 ]
 
@@ -142,70 +140,6 @@ def describe(samples: Samples, chosen: Samples, plan: "tuple[str, int, Array]") 
     )
 
 
-def check_samples(samples: Samples, inputs: Sequence[ValueFacts]) -> None:
-    """Raise DataError, naming sample and tensor, unless every sample fits the graph's inputs.
-
-    Checked: names, shape and dtype (once), and for every sample that all values are finite and lie
-    in the declared domain.
-    """
-    if len(samples) == 0:
-        raise DataError("holds no sample", where=samples.name, do="give at least one")
-    known = {value.name: value for value in inputs}
-    for name in samples.inputs:
-        if name not in known:
-            raise DataError(f"`{name}` is no input; {nearest(name, known)}", where=samples.name)
-    for name, value in known.items():
-        _check_form(samples, name, value)
-    for index, row in enumerate(samples.rows()):
-        for name, array in row.items():
-            _check_values(array, known[name], f"{samples.name}, sample {index}, input `{name}`")
-
-
-def _check_form(samples: Samples, name: str, value: ValueFacts) -> None:
-    column = samples.inputs.get(name)
-    if column is None:
-        raise DataError(f"the model's input `{name}` is missing", where=samples.name)
-    where = f"{samples.name}, input `{name}`"
-    wanted, found = value.shape[1:], column.shape[1:]
-    fits = len(wanted) == len(found) and all(
-        isinstance(want, str) or want == got for want, got in zip(wanted, found, strict=True)
-    )
-    if not fits:
-        raise DataError(
-            f"a sample has shape {list(found)}, the model takes {list(wanted)}",
-            where=where,
-            do="samples come first in the array, without the model's batch axis",
-        )
-    if str(column.dtype) != value.dtype:
-        raise DataError(
-            f"is {column.dtype}, the model takes {value.dtype}",
-            where=where,
-            do="convert the data; nothing is cast on the quiet",
-        )
-
-
-def _check_values(array: Array, value: ValueFacts, where: str) -> None:
-    if not np.issubdtype(array.dtype, np.floating):
-        return
-    finite = np.isfinite(array)
-    if not finite.all():
-        bad = np.argwhere(~finite)[0]
-        raise DataError(
-            f"holds {array[tuple(bad)]} at {bad[1:].tolist()} ({(~finite).sum()} not finite)",
-            where=where,
-            do="remove the sample or mend the preprocessing",
-        )
-    if value.domain is None:
-        return
-    low, high = float(array.min()), float(array.max())
-    if low < value.domain[0] or high > value.domain[1]:
-        raise DataError(
-            f"values from {low:g} to {high:g} leave the declared domain {list(value.domain)}",
-            where=where,
-            do="mend the preprocessing, or declare the true domain under `export: inputs:`",
-        )
-
-
 def refuse_overlap(chosen: SampleChoice, evaluation: Samples) -> None:
     """Raise LeakageError if calibration and evaluation share a group or a sample's content."""
     groups = () if evaluation.groups is None else map(str, np.unique(evaluation.groups))
@@ -224,19 +158,3 @@ def refuse_overlap(chosen: SampleChoice, evaluation: Samples) -> None:
                 where=f"{chosen.source} / {evaluation.name}",
                 do="take the samples for calibration out of the evaluation set",
             )
-
-
-def made_up_samples(inputs: Sequence[ValueFacts], count: int, seed: int) -> Samples:
-    """Uniform random numbers in each input's domain ([0, 1] where none is declared).
-
-    Good for smoke tests only: whatever is calibrated on them is stamped and never verified.
-    """
-    random = np.random.default_rng(seed)
-    columns: Mapping[str, Array] = {
-        value.name: random.uniform(
-            *(value.domain or (0.0, 1.0)),
-            (count, *(dim if isinstance(dim, int) else 1 for dim in value.shape[1:])),
-        ).astype(value.dtype)
-        for value in inputs
-    }
-    return Samples(name="random numbers", inputs=columns, made_up=True)

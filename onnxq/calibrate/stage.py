@@ -10,7 +10,6 @@ from onnxq.calibrate.collect import collect
 from onnxq.calibrate.estimators import EstimatorOptions, estimate
 from onnxq.calibrate.readers import (
     SampleReader,
-    check_samples,
     choose,
     describe,
     refuse_overlap,
@@ -20,6 +19,7 @@ from onnxq.graph import load_model, refuse_quantized
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
 from onnxq.recipe import CalibrateSection
+from onnxq.sample_checks import check_samples
 from onnxq.samples import Samples
 from onnxq.store import save_record, sha256_of_file
 
