@@ -1,0 +1,146 @@
+"""The canonical form of a graph: simplified, folded, tidied and named, one step at a time."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnxq.errors import ExportError
+from onnxq.export.names import canonical_names
+from onnxq.export.opset import convert_opset, opset_of
+from onnxq.export.rewrites.fold_batchnorm import fold_batchnorm
+from onnxq.export.rewrites.gemm import matmul_add_to_gemm
+from onnxq.export.rewrites.global_pool import mean_to_global_pool
+from onnxq.export.rewrites.reshape import drop_allowzero, merge_reshapes
+from onnxq.export.rewrites.transpose import merge_transposes
+
+__all__ = ["REWRITES", "CleanStep", "clean", "cleaning"]
+
+Rewrite = Callable[[ir.Model], int]
+REWRITES: dict[str, Rewrite] = {
+    "made Gemm of {} MatMul + Add": matmul_add_to_gemm,
+    "folded {} BatchNormalization": fold_batchnorm,
+    "made GlobalAveragePool of {} ReduceMean": mean_to_global_pool,
+    "merged {} Transposes": merge_transposes,
+    "merged {} views": merge_reshapes,
+    "dropped `allowzero` of {} Reshape": drop_allowzero,
+}
+
+
+@dataclass(frozen=True)
+class CleanStep:
+    """The graph after one step that changed it, and what the step did."""
+
+    what: str
+    model: onnx.ModelProto
+
+
+def clean(
+    model: onnx.ModelProto, opset: int | None = None
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """The canonical form of ``model`` (at ``opset``, if given), and what was done to it.
+
+    The same graph gives the same bytes. Raises ExportError if the graph cannot be simplified or
+    cannot be brought to ``opset``.
+    """
+    steps = tuple(cleaning(model, opset))
+    return steps[-1].model, tuple(step.what for step in steps)
+
+
+def cleaning(model: onnx.ModelProto, opset: int | None = None) -> Iterator[CleanStep]:
+    """Every step of ``clean`` with the graph it leaves, so that each can be judged by itself."""
+    current = _tidied(_simplified(model))
+    dropped = len(model.graph.node) - len(current.graph.node)
+    yield CleanStep(f"simplified: {dropped} of {len(model.graph.node)} nodes dropped", current)
+    for what, rewrite in REWRITES.items():
+        count, current = _rewritten(current, rewrite)
+        if count:
+            yield CleanStep(what.format(count), current)
+    if opset is not None and opset != opset_of(current):
+        what = f"opset {opset_of(current)} → {opset}"
+        current = _tidied(convert_opset(current, opset))
+        yield CleanStep(what, current)
+    yield CleanStep(f"named {len(current.graph.node)} nodes", _canonical(current))
+
+
+def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Constants folded, shapes inferred, identities and duplicates dropped, by onnxsim."""
+    from onnxsim import simplify  # loads torch where it is installed
+
+    try:
+        simple, _ = simplify(
+            _without_constant_inputs(model),
+            skip_fuse_bn=True,
+            inline_functions=True,
+            certify=False,
+        )
+    except Exception as fault:  # onnxsim raises whatever its C++ core says
+        raise ExportError(
+            f"onnxsim cannot simplify the graph: {fault}", do="check it with `onnxq inspect`"
+        ) from fault
+    return onnx.shape_inference.infer_shapes(simple, data_prop=True)
+
+
+def _without_constant_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which no graph input has a default: an initializer is a constant, nothing else."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    kept = [value for value in copy.graph.input if value.name not in constants]
+    del copy.graph.input[:]
+    copy.graph.input.extend(kept)
+    return copy
+
+
+def _rewritten(model: onnx.ModelProto, rewrite: Rewrite) -> tuple[int, onnx.ModelProto]:
+    """Apply a rewrite until it finds nothing more. The model itself is left alone."""
+    graph = ir.from_proto(model)
+    total = 0
+    while count := rewrite(graph):
+        total += count
+        graph = ir.from_proto(_tidied(ir.to_proto(graph)))
+    return total, ir.to_proto(graph) if total else model
+
+
+def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Constants as initializers; identities, dead nodes, unread constants and notes dropped."""
+    graph = ir.from_proto(model)
+    for tidy in (
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.ClearMetadataAndDocStringPass(),
+    ):
+        graph = tidy(graph).model
+    for name, value in tuple(graph.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.graph.initializers[name]
+    proto = ir.to_proto(graph)
+    del proto.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+
+
+def _canonical(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Named; without shapes inside, which every reader infers; of the oldest format that fits."""
+    named = canonical_names(model)
+    graph = named.graph
+    _name_batch(graph)
+    del graph.value_info[:], named.metadata_props[:]
+    graph.name, graph.doc_string, named.doc_string = "onnxq", "", ""
+    named.producer_name = named.producer_version = named.domain = ""
+    named.model_version = 0
+    named.ir_version = onnx.helper.find_min_ir_version_for(list(named.opset_import))
+    return named
+
+
+def _name_batch(graph: onnx.GraphProto) -> None:
+    """Call the free first dimension of the inputs ``batch``, wherever it stands."""
+    shapes = [value.type.tensor_type.shape.dim for value in graph.input]
+    firsts = {shape[0].dim_param for shape in shapes if shape}
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param and dim.dim_param in firsts:
+                dim.dim_param = "batch"

@@ -1,0 +1,106 @@
+"""BatchNormalization → the Conv, ConvTranspose, Gemm or MatMul before it.
+
+With ``a = scale / sqrt(variance + epsilon)`` per channel, ``a · (w · x + b − mean) + shift`` is the
+same layer with weight ``a · w`` and bias ``a · (b − mean) + shift``.
+Source: Jacob et al. 2018, arXiv 1712.05877, section 3.2.
+"""
+
+import numpy as np
+import onnx_ir as ir
+from jaxtyping import Float, Shaped
+
+from onnxq.export.rewrites.edit import add_constant, constant_input, sole_producer, substitute
+from onnxq.graph import WEIGHTED
+
+__all__ = ["fold_batchnorm"]
+
+Array = Shaped[np.ndarray, "..."]
+Channels = Float[np.ndarray, " c"]
+
+
+def fold_batchnorm(model: ir.Model) -> int:
+    """Fold every BatchNormalization that alone reads a linear layer of constant weight.
+
+    Computed in float64, then stored in the type of the weight. A shared weight is copied.
+    """
+    return sum(_fold(model.graph, node) for node in tuple(model.graph) if _is_inference(node))
+
+
+def _is_inference(node: ir.Node) -> bool:
+    return (
+        node.op_type == "BatchNormalization"
+        and not node.attributes.get_int("training_mode", 0)
+        and not any(output.uses() for output in node.outputs[1:])
+    )
+
+
+def _fold(graph: ir.Graph, norm: ir.Node) -> int:
+    """Fold one; 1 if it could be done."""
+    layer = sole_producer(norm.inputs[0], WEIGHTED)
+    weight = None if layer is None else constant_input(layer, 1)
+    affine = _affine_of(norm)
+    if layer is None or weight is None or affine is None:
+        return 0
+    factor, shift = affine
+    bias = _bias_of(layer, len(factor))
+    scaled = _scale_weight(layer, weight.astype(np.float64), factor)
+    if bias is None or scaled is None:
+        return 0
+    folded = ir.node(
+        "Gemm" if layer.op_type == "MatMul" else layer.op_type,
+        [
+            layer.inputs[0],
+            add_constant(graph, "folded", scaled.astype(weight.dtype)),
+            add_constant(graph, "folded", (factor * bias + shift).astype(weight.dtype)),
+        ],
+        {name: value for name, value in layer.attributes.items() if name != "beta"},
+    )
+    substitute(graph, norm, [folded])
+    graph.remove(layer, safe=True)
+    return 1
+
+
+def _affine_of(norm: ir.Node) -> tuple[Channels, Channels] | None:
+    """``(a, shift − a · mean)`` per channel, in float64."""
+    constants = [constant_input(norm, index) for index in range(1, 5)]
+    scale, shift, mean, variance = (
+        None if array is None else array.astype(np.float64) for array in constants
+    )
+    if scale is None or shift is None or mean is None or variance is None:
+        return None
+    factor = scale / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+    return factor, shift - factor * mean
+
+
+def _bias_of(layer: ir.Node, channels: int) -> Channels | None:
+    """The layer's bias in float64, zeros if it has none, None if it is not one per channel."""
+    if len(layer.inputs) < 3 or layer.inputs[2] is None:
+        return np.zeros(channels)
+    bias = constant_input(layer, 2)
+    if bias is None or bias.size not in (1, channels) or bias.shape[-1:] != (bias.size,):
+        return None
+    beta = layer.attributes.get_float("beta", 1.0) if layer.op_type == "Gemm" else 1.0
+    return np.broadcast_to(bias.astype(np.float64).reshape(-1) * beta, (channels,)).copy()
+
+
+def _scale_weight(layer: ir.Node, weight: Array, factor: Channels) -> Array | None:
+    """The weight with every output channel multiplied by its factor; None if they do not match."""
+    match layer.op_type:
+        case "Conv":
+            axis, groups = 0, 1
+        case "ConvTranspose":
+            axis, groups = 1, layer.attributes.get_int("group", 1)
+        case "Gemm" if layer.attributes.get_int("transB", 0):
+            axis, groups = 0, 1
+        case _:
+            axis, groups = 1, 1
+            if weight.ndim != 2:
+                return None  # channels stand last there, and second in a BatchNormalization
+    if weight.shape[axis] * groups != len(factor):
+        return None
+    if layer.op_type != "ConvTranspose":
+        spread = factor.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+        return np.multiply(weight, spread)
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])
+    spread = factor.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
+    return np.multiply(grouped, spread).reshape(weight.shape)
