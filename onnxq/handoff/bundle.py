@@ -81,9 +81,9 @@ def refuse_inexact_answers(answers: AnswerCheck, where: str) -> None:
     """Raise AuditError unless the written answers were replayed bit for bit."""
     if not answers.bit_exact:
         raise AuditError(
-            "gives other outputs on every run: its known answers cannot be replayed",
+            "gave other outputs when it was run again: its known answers cannot be replayed",
             where=where,
-            do="look for an operator that draws random numbers (Dropout, RandomNormal)",
+            do="look for an operator whose result changes from run to run",
         )
 
 

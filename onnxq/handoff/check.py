@@ -36,7 +36,7 @@ def check(
 
     Shapes are inferred first, with constants followed. ``waivers`` name rules; what they let pass
     carries their reason. Raises RecipeError for a waiver that names no rule of the target,
-    UsageError for a target file that names no check, ModelError if shapes contradict one another.
+    UsageError for a target file that names no check.
     """
     reasons = _reasons(target, waivers)
     subject = subject_of(model, target, file_name)

@@ -11,7 +11,6 @@ import onnx
 import onnx_ir as ir
 from jaxtyping import Shaped
 
-from onnxq.errors import ModelError
 from onnxq.graph import WEIGHTED, constant_of
 from onnxq.target import Target, TargetRule
 
@@ -122,19 +121,10 @@ Check: TypeAlias = Callable[[Subject, TargetRule], Iterator[Fault]]
 
 
 def subject_of(model: ir.Model | onnx.ModelProto, target: Target, file_name: str) -> Subject:
-    """The subject of ``model``, its shapes inferred with constants followed (data propagation).
-
-    Raises ModelError if the shapes contradict one another.
-    """
+    """The subject of ``model``, its shapes inferred with constants followed (data propagation);
+    a value whose shape cannot be inferred has none."""
     proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except onnx.shape_inference.InferenceError as fault:
-        raise ModelError(
-            f"its shapes cannot be inferred: {str(fault).strip().splitlines()[0]}",
-            where=file_name,
-            do="export it again; `onnxq inspect` shows the graph",
-        ) from fault
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     return Subject(ir.from_proto(inferred), target, file_name)
 
 

@@ -157,6 +157,7 @@ CASES = {
         ),
         between(RELU),
     ),
+    "random-op": (between("r = RandomNormalLike(xd)"), between(RELU)),
     "forbidden-op": (between('r = Einsum<equation="bchw->bhwc">(xd)'), between(RELU)),
     "unfolded-shape": (
         graph("h = Shape(x) " + data() + "r = Reshape(xd, h) " + ended()),
