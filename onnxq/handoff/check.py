@@ -13,7 +13,7 @@ from onnxq.errors import RecipeError, TargetRuleError, UsageError, nearest
 from onnxq.handoff import rules_file, rules_operators, rules_shapes, rules_types
 from onnxq.handoff.subject import Check, subject_of
 from onnxq.recipe import Waiver
-from onnxq.target import Target
+from onnxq.target import Target, load_target, target_names
 
 __all__ = ["CHECKS", "check", "refuse_broken_rules"]
 
@@ -35,7 +35,7 @@ def check(
     """Every place where ``model`` breaks a rule of ``target``, in the order of the rules.
 
     Shapes are inferred first, with constants followed. ``waivers`` name rules; what they let pass
-    carries their reason. Raises RecipeError for a waiver that names no rule of the target,
+    carries their reason. Raises RecipeError for a waiver that names no rule of any target,
     UsageError for a target file that names no check.
     """
     reasons = _reasons(target, waivers)
@@ -63,15 +63,17 @@ def check(
 
 
 def _reasons(target: Target, waivers: Sequence[Waiver]) -> dict[str, str]:
-    known = [rule.id for rule in target.rules]
+    """Reasons by rule. A recipe may run for several targets: a rule of another one is let be."""
+    own = {rule.id for rule in target.rules}
+    known = own.union(rule.id for name in target_names() for rule in load_target(name).rules)
     for waiver in waivers:
         if waiver.name not in known:
             raise RecipeError(
-                f"`{waiver.name}` is no rule of {target.name}; {nearest(waiver.name, known)}",
+                f"`{waiver.name}` is no rule of {target.name}; {nearest(waiver.name, own)}",
                 where="handoff.waive",
                 do=f"`onnxq targets {target.name}` lists its rules",
             )
-    return {waiver.name: waiver.reason for waiver in waivers}
+    return {waiver.name: waiver.reason for waiver in waivers if waiver.name in own}
 
 
 def refuse_broken_rules(results: Sequence[RuleResult], target: Target, where: str) -> None:

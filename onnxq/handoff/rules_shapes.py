@@ -8,7 +8,6 @@ from onnxq.target import TargetRule
 __all__ = [
     "batch_of_one",
     "dimension_at_most",
-    "inner_batch_of_one",
     "no_rank_1_input",
     "rank_at_most",
     "static_shapes",
@@ -26,16 +25,14 @@ def static_shapes(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
 
 
 def batch_of_one(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
-    """The first dimension of every graph input is 1. A free one is the business of static shapes,
-    rank 1 that of its own rule."""
+    """The first dimension is 1: of every graph input, and of what the operators in ``values`` take.
+
+    A free one is the business of static shapes, rank 1 that of its own rule.
+    """
     for value in subject.inputs:
         dims = dims_of(value)
         if dims and len(dims) > 1 and dims[0] not in (1, None):
             yield Fault(f"input `{value.name}`", f"has a batch of {dims[0]}")
-
-
-def inner_batch_of_one(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
-    """The operators named in ``values`` run on a first dimension of 1."""
     for node in subject.of_type(*rule.values):
         dims = dims_of(node.inputs[0])
         if dims and dims[0] not in (1, None):

@@ -4,6 +4,7 @@ from handoff.test_rules import N6, RELU, between, data, ended, graph
 from onnxq.errors import RecipeError, TargetRuleError, UsageError
 from onnxq.handoff.check import check, refuse_broken_rules
 from onnxq.recipe import Waiver
+from onnxq.target import load_target
 
 SIX_D = between("r = Reshape(xd, shape4)", inputs="float[1,1,1,4,4,4] x")
 LEAVE = Waiver(name="stm32n6.rank", reason="the host feeds patches")
@@ -20,6 +21,10 @@ def test_a_waived_rule_keeps_its_place_and_carries_the_reason():
 def test_a_waiver_of_no_rule_is_named_with_the_nearest():
     with pytest.raises(RecipeError, match=r"did you mean `stm32n6\.rank`"):
         check(SIX_D, N6, [Waiver(name="stm32n6.ranks", reason="")])
+
+
+def test_a_waiver_of_another_targets_rule_is_let_be():
+    assert check(between(RELU), load_target("ort-arm64"), [LEAVE]) == ()
 
 
 def test_every_broken_rule_is_named_with_what_to_do():

@@ -139,10 +139,6 @@ CASES = {
         between(RELU),
     ),
     "batch": (between(RELU, inputs="float[2,4] x"), between(RELU, inputs="float[1,4] x")),
-    "inner-batch": (
-        between("t = Transpose<perm=[1,0,2,3]>(xd) r = MaxPool<kernel_shape=[2,2]>(t)"),
-        between("r = MaxPool<kernel_shape=[2,2]>(xd)"),
-    ),
     "rank": (between("a = Reshape(xd, five) r = Relu(a)"), between(RELU)),
     "dimension": (
         between(RELU, inputs="float[1,65536] x"),
@@ -233,6 +229,13 @@ def test_every_rule_of_the_n6_has_a_case():
 def test_every_check_belongs_to_a_rule_and_every_rule_to_a_check():
     named = {rule.check for name in target_names() for rule in load_target(name).rules}
     assert named == set(CHECKS)
+
+
+def test_a_batch_that_a_transposition_makes_counts_too():
+    turned = between("t = Transpose<perm=[1,0,2,3]>(xd) r = MaxPool<kernel_shape=[2,2]>(t)")
+    faults = [(r.where, r.what) for r in check(turned, N6) if r.rule == "stm32n6.batch"]
+    assert faults == [("MaxPool `n3`", "runs on a batch of 4")]
+    assert "batch" not in broken(between("r = MaxPool<kernel_shape=[2,2]>(xd)"))
 
 
 def test_an_ir_version_is_refused_above_nine():
