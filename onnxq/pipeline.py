@@ -88,7 +88,7 @@ class _Work:
     @cached_property
     def evaluation_samples(self) -> Samples:
         samples = self._samples(self.recipe.data.evaluation)
-        return _thinned(samples, self.recipe.verify.samples)
+        return samples.thinned(self.recipe.verify.samples or len(samples))
 
     def path(self, stage: Stage, name: str) -> Path:
         return self.build.stage(stage) / name
@@ -307,12 +307,3 @@ def _digest(record: BaseModel) -> str:
 def _code_digest(stage: Stage) -> str:
     """Digest of onnxq's own code that the stage runs through: its folder and the floors below."""
     return sha256_of_source(_PACKAGE / stage, *sorted(_PACKAGE.glob("*.py")))
-
-
-def _thinned(samples: Samples, count: int | None) -> Samples:
-    """``count`` samples spread evenly over all of them; all where no number is given."""
-    if count is None or count >= len(samples):
-        return samples
-    import numpy as np
-
-    return samples.take(np.linspace(0, len(samples) - 1, count).round().astype(np.int64))

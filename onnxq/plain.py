@@ -87,7 +87,8 @@ def export_file(model: Path, target: Target, domains: Domains, folder: Path) -> 
 
 
 def _opset(model: Path) -> int:
-    return next(e.version for e in load_model(model).opset_import if e.domain in ("", "ai.onnx"))
+    imports = load_model(model).opset_import
+    return next(int(entry.version) for entry in imports if entry.domain in ("", "ai.onnx"))
 
 
 def calibrate_file(

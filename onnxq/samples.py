@@ -114,6 +114,12 @@ class Samples:
             groups=None if self.groups is None else self.groups[indices],
         )
 
+    def thinned(self, count: int) -> "Samples":
+        """At most ``count`` samples, spread evenly over all of them."""
+        if count >= len(self):
+            return self
+        return self.take(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
+
     @cached_property
     def row_digests(self) -> tuple[str, ...]:
         """SHA-256 over the input bytes of every sample; equal content gives equal digests."""

@@ -42,7 +42,11 @@ class Task(Protocol):
         """Turn the network's raw outputs into predictions that the metrics take."""
         ...
 
-    def baseline(self, labels: Labels, reference: Labels) -> Predictions:
-        """What a model that has learned nothing predicts for ``labels``, knowing ``reference``
-        (the calibration labels): the mean, the majority class."""
+    def as_labels(self, predictions: Predictions) -> Labels:
+        """Predictions as if they were the truth, to measure another model's distance to them."""
+        ...
+
+    def baseline(self, labels: Labels) -> Predictions:
+        """What a model that looks at no input predicts, knowing how ``labels`` are distributed: the
+        mean, the majority class. It is the best of its kind, so that beating it means something."""
         ...

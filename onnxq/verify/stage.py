@@ -1,0 +1,244 @@
+"""The verify stage: the file on disk against FP32, on samples that no step before has seen."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from jaxtyping import Float
+
+from onnxq.artifacts import (
+    CalibrationResult,
+    ExportedModel,
+    FileFacts,
+    Finding,
+    QuantizedModel,
+    SizeLine,
+    ValueFacts,
+    VerificationReport,
+)
+from onnxq.errors import DataError, StaleRecordError
+from onnxq.graph import MADE_UP_STAMP, load_model, macs_of, values_of
+from onnxq.progress import Progress, silent
+from onnxq.provenance import provenance
+from onnxq.recipe import VerifySection
+from onnxq.runtime import Optimization, Session, cpu_flags
+from onnxq.sample_checks import check_samples
+from onnxq.samples import Samples
+from onnxq.store import sha256_of_file
+from onnxq.target import Target
+from onnxq.verify.audit import audit, coverage, fusion, require_sound
+from onnxq.verify.comparison import compare_models
+from onnxq.verify.distances import Distance
+from onnxq.verify.gate import judge_all, overall
+from onnxq.verify.layers import layer_distances
+from onnxq.verify.metrics import Task
+from onnxq.verify.report.write import write_reports
+
+__all__ = ["Evidence", "verify"]
+
+_SEMANTICS: Mapping[str, tuple[Optimization, Optimization]] = {
+    "runtime": ("full", "none"),
+    "graph": ("none", "full"),
+}
+LAYER_SAMPLES = 64  # samples on which every tensor is compared
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The files that are compared, and what is known of how they were made.
+
+    ``fp32`` is the graph as it was exported, ``rewritten`` its canonical form, ``int8`` the file
+    that ships; for plain files the first two are the same.
+    """
+
+    name: str
+    fp32: Path
+    rewritten: Path
+    int8: Path
+    target: Target
+    exported: ExportedModel | None = None
+    calibration: CalibrationResult | None = None
+    quantized: QuantizedModel | None = None
+
+
+def verify(
+    evidence: Evidence,
+    task: Task,
+    samples: Samples,
+    section: VerifySection,
+    folder: Path,
+    *,
+    progress: Progress = silent,
+) -> VerificationReport:
+    """Measure ``evidence.int8`` and write the report (JSON, HTML, Markdown, JUnit) to ``folder``.
+
+    The report is written whatever the verdict is. Raises StaleRecordError if a record is about
+    another file, DataError for samples that cannot be used or have no labels, AuditError if the
+    file is not what it claims to be.
+    """
+    _refuse_stale(evidence)
+    model = ir.from_proto(load_model(evidence.int8))
+    selected = _selected(evidence)
+    rows = audit(model, selected)
+    require_sound(rows, evidence.int8.name)
+    check_samples(samples, _inputs(evidence))
+    if samples.labels is None:
+        raise DataError("has no labels", where=samples.name, do="put `labels` beside the inputs")
+    predicted = _predict(evidence, task, samples, progress)
+    layers = layer_distances(
+        evidence.rewritten, evidence.int8, samples.thinned(LAYER_SAMPLES), progress
+    )
+    comparison = compare_models(task, predicted.by_variant, samples, evidence.target)
+    gates = judge_all(section, task, predicted.by_variant, samples)
+    verdict, reasons = overall(
+        gates, comparison, made_up=_is_made_up(evidence), waived=[w.name for w in section.waive]
+    )
+    report = VerificationReport(
+        verdict=verdict,
+        reasons=reasons,
+        name=evidence.name,
+        target=evidence.target.name,
+        fp32=_facts(evidence.fp32),
+        int8=_facts(evidence.int8),
+        gates=gates,
+        comparison=comparison,
+        audit=rows,
+        coverage=coverage(model),
+        fusion=fusion(evidence.int8, model),
+        layers=layers,
+        ranges=evidence.calibration.ranges if evidence.calibration else {},
+        float_nodes=evidence.quantized.float_nodes if evidence.quantized else (),
+        sizes=_sizes(evidence),
+        macs=sum(macs_of(node) for node in model.graph),
+        fused_against_unfused_sqnr_db=predicted.fused_against_unfused.sqnr_db,
+        calibration=evidence.calibration.choice if evidence.calibration else None,
+        parity=evidence.exported.parity if evidence.exported else (),
+        findings=_findings(evidence, samples),
+        waived=tuple(f"{waiver.name}: {waiver.reason}" for waiver in section.waive),
+        provenance=provenance(section.model_dump(mode="json"), cpu_flags()),
+    )
+    write_reports(report, predicted.by_variant, samples, folder)
+    return report
+
+
+# --- running the models -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """Predictions of every variant, and how far INT8 is from itself at the other optimization."""
+
+    by_variant: dict[str, Float[np.ndarray, "n ..."]]
+    fused_against_unfused: Distance
+
+
+def _predict(evidence: Evidence, task: Task, samples: Samples, progress: Progress) -> _Predicted:
+    """Run FP32 as exported, FP32 rewritten, and INT8 under both semantics, sample by sample."""
+    config = evidence.target.session_options
+    judged, other = _SEMANTICS[evidence.target.judged_as]
+    sessions = {
+        "fp32": Session(evidence.fp32, optimization="none"),
+        "rewritten": Session(evidence.rewritten, optimization="none"),
+        "int8": Session(evidence.int8, optimization=judged, config=config),
+        "int8_other": Session(evidence.int8, optimization=other, config=config),
+    }
+    outputs: dict[str, list[dict[str, np.ndarray]]] = {variant: [] for variant in sessions}
+    distance = Distance()
+    for index in progress(range(len(samples)), "verifying", len(samples)):
+        row = samples.row(index)
+        for variant, session in sessions.items():
+            outputs[variant].append(session.run(row))
+        for name, values in outputs["int8"][-1].items():
+            distance.add(outputs["int8_other"][-1][name], values)
+    predictions = {
+        variant: task.predictions(
+            {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        )
+        for variant, rows in outputs.items()
+    }
+    return _Predicted(predictions, distance)
+
+
+# --- what is known of the files -----------------------------------------------------------------
+
+
+def _refuse_stale(evidence: Evidence) -> None:
+    quantized, exported = evidence.quantized, evidence.exported
+    if quantized is not None and quantized.model.sha256 != sha256_of_file(evidence.int8):
+        raise StaleRecordError(
+            "the record is about another file", where=str(evidence.int8), do="quantize again"
+        )
+    if exported is not None and exported.model.sha256 != sha256_of_file(evidence.rewritten):
+        raise StaleRecordError(
+            "the record is about another file", where=str(evidence.rewritten), do="export again"
+        )
+
+
+def _selected(evidence: Evidence) -> Mapping[str, str] | None:
+    """Nodes that were to become integer, by the record, with their operators."""
+    if evidence.quantized is None:
+        return None
+    kinds = {node.name: node.op_type for node in load_model(evidence.rewritten).graph.node}
+    return {name: kinds[name] for name in evidence.quantized.quantized_nodes if name in kinds}
+
+
+def _inputs(evidence: Evidence) -> Sequence[ValueFacts]:
+    """Facts of the graph's inputs, with domains where the export declared them."""
+    if evidence.exported is not None:
+        return evidence.exported.inputs
+    return values_of(load_model(evidence.fp32))[0]
+
+
+def _is_made_up(evidence: Evidence) -> bool:
+    stamps = {entry.key for entry in onnx.load(evidence.int8).metadata_props}
+    return MADE_UP_STAMP in stamps or bool(evidence.quantized and evidence.quantized.made_up_data)
+
+
+def _findings(evidence: Evidence, samples: Samples) -> tuple[Finding, ...]:
+    """What the stages before found, then the notes of the data."""
+    found = [
+        *(evidence.exported.findings if evidence.exported else ()),
+        *(evidence.quantized.findings if evidence.quantized else ()),
+    ]
+    if evidence.calibration is not None:
+        choice = evidence.calibration.choice
+        found += [Finding(where=choice.source, what=note) for note in choice.notes]
+    found += [Finding(where=samples.name, what=note) for note in samples.notes]
+    return tuple(dict.fromkeys(found))
+
+
+def _facts(path: Path) -> FileFacts:
+    return FileFacts(name=path.name, sha256=sha256_of_file(path), size_bytes=path.stat().st_size)
+
+
+def _sizes(evidence: Evidence) -> tuple[SizeLine, ...]:
+    """Size ledger: the weights alone, the files, the files compressed, the checkpoint."""
+    fp32, int8 = evidence.rewritten, evidence.int8
+    lines = [
+        SizeLine(
+            what="constants (weights, biases, scales)",
+            fp32_bytes=_constant_bytes(fp32),
+            int8_bytes=_constant_bytes(int8),
+        ),
+        SizeLine(what="file", fp32_bytes=fp32.stat().st_size, int8_bytes=int8.stat().st_size),
+        SizeLine(
+            what="file, compressed (zlib 9)",
+            fp32_bytes=len(zlib.compress(fp32.read_bytes(), 9)),
+            int8_bytes=len(zlib.compress(int8.read_bytes(), 9)),
+        ),
+    ]
+    checkpoint = evidence.exported.checkpoint if evidence.exported else None
+    if checkpoint is not None:
+        lines.append(
+            SizeLine(what="checkpoint", fp32_bytes=checkpoint.file.size_bytes, int8_bytes=None)
+        )
+    return tuple(lines)
+
+
+def _constant_bytes(path: Path) -> int:
+    tensors = onnx.load(path).graph.initializer
+    return sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in tensors)

@@ -1,0 +1,168 @@
+"""Tasks for people who arrive with a plain ``.onnx``: classification and regression."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from onnxq.errors import DataError, UsageError, nearest
+from onnxq.verify.metrics import Metric, Task
+
+__all__ = ["Classification", "Regression", "task_for_metric"]
+
+Predictions = Float[np.ndarray, "n *output"]
+Labels = Shaped[np.ndarray, " n"]
+Outputs = dict[str, Float[np.ndarray, "n ..."]]
+
+
+def _only(outputs: Outputs) -> Predictions:
+    if len(outputs) != 1:
+        raise DataError(
+            f"the model has {len(outputs)} outputs ({', '.join(outputs)})",
+            where="verify",
+            do="write a task of your own that says which is judged: module:function in a recipe",
+        )
+    return next(iter(outputs.values()))
+
+
+@dataclass(frozen=True)
+class Regression:
+    """One number per sample, judged by MAE (headline), RMSE, R² and Pearson's r."""
+
+    unit: str = "units"
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """MAE first."""
+        return (
+            Metric("mae", self.unit, "lower", _mae, _absolute_error),
+            Metric("rmse", self.unit, "lower", _rmse),
+            Metric("r2", "", "higher", _r2),
+            Metric("pearson", "", "higher", _pearson),
+        )
+
+    def predictions(self, outputs: Outputs) -> Predictions:
+        """The only output, one number per sample. Raises DataError for any other shape."""
+        values = _only(outputs)
+        if values[0].size != 1:
+            raise DataError(
+                f"the output has {values[0].size} numbers per sample, a regression needs one",
+                where="verify",
+                do="choose a metric of classification (top1), or write a task of your own",
+            )
+        return np.asarray(values.reshape(len(values)))
+
+    def as_labels(self, predictions: Predictions) -> Labels:
+        """Predictions are labels already."""
+        return predictions
+
+    def baseline(self, labels: Labels) -> Predictions:
+        """The mean of the labels for every sample."""
+        return np.full(len(labels), np.mean(labels, dtype=np.float64), np.float32)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Scores per class, judged by top-1 accuracy (headline), mean class accuracy, and top-5."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Top-1 first."""
+        return (
+            Metric("top1", "share", "higher", _mean_of(_right_at(1)), _right_at(1)),
+            Metric("mean_class", "share", "higher", _mean_class_accuracy),
+            Metric("top5", "share", "higher", _mean_of(_right_at(5)), _right_at(5)),
+        )
+
+    def predictions(self, outputs: Outputs) -> Predictions:
+        """The only output, ``(n, classes)``. Raises DataError for any other shape."""
+        values = _only(outputs)
+        if values.ndim != 2 or values.shape[1] < 2:
+            raise DataError(
+                f"the output has shape {list(values.shape)}, a classifier gives (n, classes)",
+                where="verify",
+                do="choose a metric of regression (mae), or write a task of your own",
+            )
+        return values
+
+    def as_labels(self, predictions: Predictions) -> Labels:
+        """Class of the highest score."""
+        return np.asarray(predictions.argmax(axis=1))
+
+    def baseline(self, labels: Labels) -> Predictions:
+        """The commonest class for every sample, the others in order."""
+        kinds, counts = np.unique(labels.astype(np.int64), return_counts=True)
+        classes = int(kinds.max()) + 1
+        scores = -np.arange(classes, dtype=np.float32) / classes
+        scores[kinds[counts.argmax()]] = 1
+        return np.tile(scores, (len(labels), 1))
+
+
+_BY_METRIC: Mapping[str, type[Regression] | type[Classification]] = {
+    "mae": Regression,
+    "rmse": Regression,
+    "r2": Regression,
+    "pearson": Regression,
+    "top1": Classification,
+    "mean_class": Classification,
+    "top5": Classification,
+}
+
+
+def task_for_metric(name: str) -> Task:
+    """The task whose metric is called ``name``. Raises UsageError with the nearest name."""
+    if name not in _BY_METRIC:
+        raise UsageError(f"no metric `{name}`; {nearest(name, _BY_METRIC)}", where="--metric")
+    return _BY_METRIC[name]()
+
+
+def _flat(predictions: Predictions, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    return predictions.reshape(len(labels)).astype(np.float64), labels.astype(np.float64)
+
+
+def _absolute_error(predictions: Predictions, labels: Labels) -> Float[np.ndarray, " n"]:
+    predicted, true = _flat(predictions, labels)
+    return np.asarray(np.abs(predicted - true))
+
+
+def _mae(predictions: Predictions, labels: Labels) -> float:
+    return float(_absolute_error(predictions, labels).mean())
+
+
+def _rmse(predictions: Predictions, labels: Labels) -> float:
+    return float(np.sqrt(np.mean(_absolute_error(predictions, labels) ** 2)))
+
+
+def _r2(predictions: Predictions, labels: Labels) -> float:
+    predicted, true = _flat(predictions, labels)
+    spread = np.sum((true - true.mean()) ** 2)
+    return float(1 - np.sum((true - predicted) ** 2) / spread) if spread else float("nan")
+
+
+def _pearson(predictions: Predictions, labels: Labels) -> float:
+    predicted, true = _flat(predictions, labels)
+    if np.ptp(predicted) == 0 or np.ptp(true) == 0:
+        return float("nan")
+    return float(np.corrcoef(predicted, true)[0, 1])
+
+
+def _right_at(k: int) -> Callable[[Predictions, Labels], Float[np.ndarray, " n"]]:
+    """1 where fewer than ``k`` classes score higher than the true one, or equal and come first."""
+
+    def right(predictions: Predictions, labels: Labels) -> Float[np.ndarray, " n"]:
+        ranked = np.argsort(-predictions, axis=1, kind="stable")[:, :k]
+        return np.any(ranked == labels[:, None], axis=1).astype(np.float64)
+
+    return right
+
+
+def _mean_of(
+    per_sample: Callable[[Predictions, Labels], Float[np.ndarray, " n"]],
+) -> Callable[[Predictions, Labels], float]:
+    return lambda predictions, labels: float(per_sample(predictions, labels).mean())
+
+
+def _mean_class_accuracy(predictions: Predictions, labels: Labels) -> float:
+    right = _right_at(1)(predictions, labels)
+    return float(np.mean([right[labels == kind].mean() for kind in np.unique(labels)]))
