@@ -44,7 +44,3 @@ def test_the_target_decides_types_and_semantics(name, activation, judged_as, bat
     target = load_target(name)
     assert (target.activation_type, target.weight_type) == (activation, IntType.INT8)
     assert (target.judged_as, target.batch, target.per_channel) == (judged_as, batch, True)
-
-
-def test_x86_without_vnni_is_guarded_against_saturation():
-    assert load_target("ort-x86").session_options == {"session.x64quantprecision": "1"}

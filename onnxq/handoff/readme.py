@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxq.artifacts import AnswerCheck, QuantizedModel, RuleResult, VerificationReport
+from onnxq.artifacts import AnswerCheck, RuleResult, VerificationReport
 from onnxq.handoff.contract import Contract, InputOutput
 from onnxq.target import Target
 
@@ -17,17 +17,17 @@ _LEVEL = {"full": "ORT_ENABLE_ALL", "none": "ORT_DISABLE_ALL"}
 class Contents:
     """Everything that a README tells of. ``files`` are the names in the bundle's folder,
     ``verdict`` the one that the bundle carries; ``made_up`` says that the known answers are of
-    random numbers."""
+    random numbers, ``made_up_ranges`` that the calibration was."""
 
     contract: Contract
     target: Target
     report: VerificationReport | None
-    quantized: QuantizedModel | None
     rules: Sequence[RuleResult]
     answers: AnswerCheck
     files: Sequence[str]
     verdict: str
     made_up: bool
+    made_up_ranges: bool
 
 
 def readme(contents: Contents) -> str:
@@ -187,7 +187,7 @@ def _not_verified(contents: Contents) -> str:
         lines.append(
             "- Answers on another processor or version of ONNX Runtime may differ by single steps."
         )
-    if contents.quantized is not None and contents.quantized.made_up_data:
+    if contents.made_up_ranges:
         lines.append("- The ranges were calibrated on MADE-UP numbers.")
     return "\n".join(lines)
 

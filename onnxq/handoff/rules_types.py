@@ -28,6 +28,7 @@ __all__ = [
     "weight_axis",
     "weight_types",
     "weights_symmetric",
+    "weights_unshared",
 ]
 
 BIAS_TOLERANCE = 1e-5  # relative; targets.md A9.3
@@ -80,6 +81,18 @@ def weights_symmetric(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
         elif np.any(integers):
             worst = integers[np.argmax(np.abs(integers))]
             yield Fault(label_of(use.consumer), f"has a weight zero point of {worst}")
+
+
+def weights_unshared(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
+    """No two weights take their integers, or their zero point, from one initializer."""
+    owners: dict[ir.Value, ir.Node] = {}
+    for use in _weights(subject):
+        for constant in (use.dequantize.inputs[0], *use.dequantize.inputs[2:]):
+            if constant is not None and owners.setdefault(constant, use.dequantize) is not (
+                use.dequantize
+            ):
+                what = f"shares `{constant.name}` with {label_of(owners[constant])}"
+                yield Fault(label_of(use.consumer), what)
 
 
 def weight_axis(subject: Subject, rule: TargetRule) -> Iterator[Fault]:

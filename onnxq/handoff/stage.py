@@ -21,7 +21,7 @@ from onnxq.artifacts import (
     VerificationReport,
 )
 from onnxq.errors import StoreError
-from onnxq.graph import load_model
+from onnxq.graph import MADE_UP_STAMP, load_model
 from onnxq.handoff.answers import made_up_samples, make_answers, replay
 from onnxq.handoff.bundle import (
     checksums,
@@ -55,7 +55,7 @@ class _Judged:
     contract: Contract
     rules: tuple[RuleResult, ...]
     verdict: Verdict
-    quantized: QuantizedModel | None
+    made_up_ranges: bool
     report: VerificationReport | None
     report_folder: Path | None
 
@@ -93,7 +93,7 @@ def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the
         contract=contract(proto, quantized, exported, name=model.name, sha256=facts.sha256),
         rules=rules,
         verdict=refuse_unverified(report, allowed=allow_unverified),
-        quantized=quantized,
+        made_up_ranges=any(entry.key == MADE_UP_STAMP for entry in proto.metadata_props),
         report=report,
         report_folder=report_folder,
     )
@@ -127,12 +127,12 @@ def _fill(folder: Path, judged: _Judged, samples: Samples, count: int) -> Bundle
         contract=judged.contract,
         target=target,
         report=judged.report,
-        quantized=judged.quantized,
         rules=judged.rules,
         answers=answers,
         files=[*_names(folder), "README.md", BUNDLE_FILE, SUMS_FILE],
         verdict=judged.verdict,
         made_up=samples.made_up,
+        made_up_ranges=judged.made_up_ranges,
     )
     (folder / "README.md").write_text(readme(contents), encoding="utf-8")
     files = [_facts(folder / file, folder) for file in _names(folder)]

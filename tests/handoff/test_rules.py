@@ -3,12 +3,16 @@
 A case: rule, breaking graph, keeping graph; ``Q`` and ``DQ`` make a value int8 and real again.
 """
 
+from contextlib import nullcontext
+
 import numpy as np
 import onnx
 import pytest
 
 from handoff.qdq_models import with_constants
+from onnxq.errors import RuntimeFailureError
 from onnxq.handoff.check import CHECKS, check
+from onnxq.runtime import Session
 from onnxq.target import load_target, target_names
 
 N6 = load_target("stm32n6")
@@ -23,6 +27,7 @@ CONSTANTS = {
     "one": np.float32(1),
     "w": np.ones((4, 4, 1, 1), np.int8),
     "w3": np.ones((4, 4), np.int8),
+    "big": np.full((4, 4, 1, 1), 127, np.int8),
     "wu": np.ones((4, 4, 1, 1), np.uint8),
     "wf": np.ones((4, 4), np.float32),
     "z0": np.int8(0),
@@ -348,3 +353,33 @@ def test_a_float_bias_is_fine_for_onnxruntime():
     model = unsigned(WEIGHT + "r = Conv(xd, wd, row)")
     assert broken(model, ORT) == set()
     assert "bias" in broken(model)
+
+
+TWO_WEIGHTS = (
+    "wd = DequantizeLinear(big, s, z0) a = Conv(xd, wd) "
+    "aq = QuantizeLinear(a, s, u) ad = DequantizeLinear(aq, s, u) "
+    "vd = DequantizeLinear({weight}, s, {point}) r = Conv(ad, vd)"
+)
+
+
+@pytest.mark.parametrize(
+    ("weight", "point", "loads"),
+    [
+        ("big", "z0", False),
+        ("big", "point2", False),
+        ("big2", "z0", False),
+        ("big2", "point2", True),
+    ],
+)
+def test_weights_that_share_constants_shut_the_door_for_processors_without_vnni(
+    weight, point, loads
+):
+    model = unsigned(TWO_WEIGHTS.format(weight=weight, point=point))
+    for name, array in {"big2": CONSTANTS["big"], "point2": CONSTANTS["z0"]}.items():
+        if name in (weight, point):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    assert ("shared-weight" in broken(model, ORT)) is not loads
+    config = {"session.x64quantprecision": "1"}
+    outcome = nullcontext() if loads else pytest.raises(RuntimeFailureError, match="replace")
+    with outcome:
+        Session(model.SerializeToString(), config=config)

@@ -28,6 +28,7 @@ from onnxq.errors import (
     StoreError,
     TargetRuleError,
 )
+from onnxq.graph import MADE_UP_STAMP
 from onnxq.handoff.answers import replay
 from onnxq.handoff.bundle import refuse_inexact_answers
 from onnxq.handoff.stage import hand_off
@@ -225,7 +226,7 @@ def test_the_readme_tells_what_is_measured_and_what_is_not(made):
         assert "-vi validate_inputs.npz" in text
         assert "ST's tool was not run" in text
     else:
-        assert "options.add_session_config_entry('session.x64quantprecision', '1')" in text
+        assert "GraphOptimizationLevel.ORT_ENABLE_ALL" in text
 
 
 def test_the_python_of_the_readme_runs(made):
@@ -236,6 +237,17 @@ def test_the_python_of_the_readme_runs(made):
     feed = "__import__('numpy').load('known_answers.npz')['input.image'][0]"
     code = snippet.replace("...", feed) + "\nassert outputs[0].shape == (1, 4)\n"
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+
+
+def test_the_targets_session_options_are_replayed_too(nets, tmp_path):
+    options = {"session.x64quantprecision": "1"}
+    target = X86.model_copy(update={"session_options": options})
+    hand_off(model=nets["ort-x86"], target=target, folder=tmp_path / "out", samples=samples())
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "options.add_session_config_entry('session.x64quantprecision', '1')" in text
+    with np.load(tmp_path / "out" / "known_answers.npz") as answers:
+        assert json.loads(str(answers["about"]))["session_options"] == options
+    assert run_script(tmp_path / "out").returncode == 0
 
 
 def test_the_arrays_for_st_hold_inputs_and_outputs_alone(made):
@@ -386,6 +398,14 @@ def test_inputs_of_any_name_and_a_fixed_batch_are_answered(tmp_path):
     assert bundle.answers.vectors == 3
     assert sums(tmp_path / "out") == 0
     assert run_script(tmp_path / "out").returncode == 0
+
+
+def test_ranges_of_made_up_numbers_are_called_so(nets, tmp_path):
+    model = onnx.load(nets["stm32n6"])
+    model.metadata_props.add(key=MADE_UP_STAMP, value="calibrated on random numbers")
+    onnx.save(model, tmp_path / "net.onnx")
+    hand_off(model=tmp_path / "net.onnx", target=N6, folder=tmp_path / "out", samples=samples())
+    assert "calibrated on MADE-UP numbers" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_weights_beside_the_model_come_along(nets, tmp_path):
