@@ -32,8 +32,6 @@ from onnxq.samples import Samples
 from onnxq.sources import open_source
 from onnxq.store import atomic_folder, load_record, sha256_of_file
 from onnxq.target import Target
-from onnxq.verify.stage import Evidence, verify
-from onnxq.verify.tasks import task_for_metric
 
 __all__ = ["Data", "calibrate_file", "export_file", "quantize_file", "verify_files"]
 
@@ -147,6 +145,9 @@ def verify_files(  # noqa: PLR0913 - what is compared, on what, under which gate
     progress: Progress = silent,
 ) -> VerificationReport:
     """Judge ``int8`` against ``fp32`` on the samples of ``source``; reports go to ``folder``."""
+    from onnxq.verify.stage import Evidence, verify
+    from onnxq.verify.tasks import task_for_metric
+
     names = tuple(value.name for value in values_of(load_model(fp32))[0])
     record = int8.with_suffix(".json")
     quantized = load_record(QuantizedModel, record) if record.is_file() else None

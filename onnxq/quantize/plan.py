@@ -304,7 +304,7 @@ def _weight_parameters(
         input_scale = activations[str(node.inputs[0].name)].scale if node.inputs[0] else 1.0
         if bias is not None:
             scales, widened = _scales_that_hold_bias(scales, bias, input_scale)
-            findings += [_widened_finding(node, channel) for channel in widened]
+            findings += [_widened_finding(node, widened)] if widened else []
         found[str(node.inputs[1].name)] = WeightParameters(axis, scales, target.weight_type)
     return found, findings
 
@@ -336,9 +336,10 @@ def _scales_that_hold_bias(
     return np.maximum(scales, needed).astype(np.float32), [int(channel) for channel in widened]
 
 
-def _widened_finding(node: ir.Node, channel: int) -> Finding:
+def _widened_finding(node: ir.Node, channels: Sequence[int]) -> Finding:
+    shown = ", ".join(map(str, channels[:8])) + (", …" if len(channels) > 8 else "")
     return Finding(
-        where=f"{node.name}, channel {channel}",
-        what="its weights are tiny beside its bias: they become 0 so that the bias fits int32",
-        do="look at that channel; it is constant in effect",
+        where=f"{node.name}, {len(channels)} output channel(s): {shown}",
+        what="the weights are tiny beside the bias: they become 0 so that the bias fits int32",
+        do="nothing, if these channels are pruned; they are constant in effect",
     )

@@ -152,7 +152,7 @@ def _right_at(k: int) -> Callable[[Predictions, Labels], Float[np.ndarray, " n"]
 
     def right(predictions: Predictions, labels: Labels) -> Float[np.ndarray, " n"]:
         ranked = np.argsort(-predictions, axis=1, kind="stable")[:, :k]
-        return np.any(ranked == labels[:, None], axis=1).astype(np.float64)
+        return np.asarray(np.any(ranked == labels[:, None], axis=1), np.float64)
 
     return right
 
