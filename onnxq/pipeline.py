@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, get_args
+from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -35,6 +35,7 @@ _PACKAGE = Path(artifacts.__file__).parent
 FP32, EXPORTED, INT8 = "fp32.onnx", "exported.onnx", "int8.onnx"
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Is told what the pipeline does; the shell prints it."""
 

@@ -307,6 +307,7 @@ def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
             "model": absolute(recipe.export.model),
         }
     )
+
     def with_absolute_paths(source: DataSource) -> DataSource:
         file = source.source if is_reference(source.source) else str(folder / source.source)
         paths = {key: (folder / path).resolve() for key, path in source.paths.items()}

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
@@ -18,6 +18,7 @@ LABELS, GROUPS = "labels", "groups"
 Array = Shaped[np.ndarray, "..."]
 
 
+@runtime_checkable
 class Column(Protocol):
     """One model input of every sample: ``len(column)`` rows, each read when it is asked for.
 

@@ -126,6 +126,8 @@ def _own_reason(node: ir.Node, target: Target, ranges: Mapping[str, TensorRange]
     for index, role in _CONSTANT_INPUTS.get(node.op_type, {}).items():
         if index in computed:
             return f"its {role} is computed at run time"
+    if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
+        return "only nearest Resize moves values unchanged"
     factors = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
     if node.op_type == "Gemm" and factors != [1.0, 1.0]:
         return "alpha or beta is not 1"
@@ -225,7 +227,7 @@ def _activation_parameters(
         if constant is not None:
             if _is_weight(value, chosen) or constant.dtype != np.float32:
                 continue
-            range_ = Range.including_zero(constant.min(), constant.max())
+            range_ = Range.including_zero(float(constant.min()), float(constant.max()))
         elif name in ranges:
             source = folds.get(name, name)  # before a folded Relu: what comes out of it
             root = roots.get(source, source)

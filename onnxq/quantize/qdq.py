@@ -1,7 +1,7 @@
 """Rewrite: a plan becomes Q/DQ nodes. The one door to ``onnxruntime.quantization``."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,9 +60,11 @@ def insert_qdq(model: onnx.ModelProto, plan: Plan, target: Target) -> onnx.Model
                 "QDQDisableWeightAdjustForInt32Bias": True,  # the plan has seen to it
             },
         )
-        rewritten: onnx.ModelProto = quantizer.quantize_model()
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        rewritten: onnx.ModelProto = quantizer.model.model
     _prove_parameters(rewritten, plan)
-    return _slim(rewritten)
+    return _slim(rewritten, keep={f"{name}_zero_point" for name in plan.weights})
 
 
 @contextmanager
@@ -127,8 +129,12 @@ def _prove_parameters(model: onnx.ModelProto, plan: Plan) -> None:
             )
 
 
-def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Short names, equal scales and zero points stored once, nothing that is not needed."""
+def _slim(model: onnx.ModelProto, keep: Collection[str]) -> onnx.ModelProto:
+    """Short names, equal scales and zero points stored once, nothing that is not needed.
+
+    The zero points in ``keep``, those of weights, stay apart: with ``session.x64quantprecision=1``,
+    the cure for saturating processors, ONNX Runtime 1.31 refuses two weights that share one.
+    """
     renamed = _short_names(model)
     stored: dict[bytes, str] = {}
     kept: list[onnx.TensorProto] = []
@@ -136,10 +142,12 @@ def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
         content = onnx.TensorProto()
         content.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), ""))
         key = content.SerializeToString(deterministic=True)
-        if renamed.get(tensor.name, "").endswith((".s", ".z")) and key in stored:
-            renamed[tensor.name] = stored[key]
-            continue
-        content.name = stored[key] = renamed.get(tensor.name, tensor.name)
+        if tensor.name not in keep and renamed.get(tensor.name, "").endswith((".s", ".z")):
+            if key in stored:
+                renamed[tensor.name] = stored[key]
+                continue
+            stored[key] = renamed[tensor.name]
+        content.name = renamed.get(tensor.name, tensor.name)
         kept.append(content)
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
