@@ -104,7 +104,9 @@ def _naming(path: Path) -> Iterator[None]:
         found = re.search(r"GLOBAL ([\w.]+)", str(fault))
         if found is None:
             raise CheckpointError(
-                "is damaged, or no torch checkpoint", where=str(path), do="copy or train it again"
+                "is damaged, or a pickle of Python objects, which could run any code: refused",
+                where=str(path),
+                do=_REMAKE,
             ) from fault
         raise CheckpointError(
             f"holds the Python object `{found[1]}`, and reading it could run any code: refused",

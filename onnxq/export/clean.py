@@ -10,6 +10,7 @@ from onnx_ir.passes import common
 from onnxq.errors import ExportError
 from onnxq.export.names import canonical_names
 from onnxq.export.opset import convert_opset, opset_of
+from onnxq.export.rewrites.castlike import resolve_castlike
 from onnxq.export.rewrites.fold_batchnorm import fold_batchnorm
 from onnxq.export.rewrites.gemm import matmul_add_to_gemm
 from onnxq.export.rewrites.global_pool import mean_to_global_pool
@@ -51,9 +52,12 @@ def clean(
 
 def cleaning(model: onnx.ModelProto, opset: int | None = None) -> Iterator[CleanStep]:
     """Every step of ``clean`` with the graph it leaves, so that each can be judged by itself."""
-    current = _tidied(_simplified(model))
-    dropped = len(model.graph.node) - len(current.graph.node)
-    yield CleanStep(f"simplified: {dropped} of {len(model.graph.node)} nodes dropped", current)
+    count, current = _rewritten(_tidied(_without_constant_inputs(model)), resolve_castlike)
+    if count:
+        yield CleanStep(f"resolved {count} CastLike", current)
+    before, current = len(current.graph.node), _tidied(_simplified(current))
+    dropped = before - len(current.graph.node)
+    yield CleanStep(f"simplified: {dropped} of {before} nodes dropped", current)
     for what, rewrite in REWRITES.items():
         count, current = _rewritten(current, rewrite)
         if count:
@@ -71,7 +75,7 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
 
     try:
         simple, _ = simplify(
-            _without_constant_inputs(model),
+            model,
             skip_fuse_bn=True,
             inline_functions=True,
             certify=False,

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import onnx
 import onnxscript
 import torch
 from jaxtyping import Shaped
+from onnxscript.optimizer import fold_constants
 
 from onnxq.errors import ExportError, OnnxqError, PluginError
 from onnxq.graph import EXTERNAL_DATA_BYTES
@@ -133,9 +135,10 @@ def export_network(
                 verbose=False,
                 custom_translation_table=_translations(program),
             )
-        if exported is None:
-            raise ExportError("the torch exporter returned nothing", where="export.network")
-        return exported.model_proto
+            if exported is None:
+                raise ExportError("the torch exporter returned nothing", where="export.network")
+            fold_constants(exported.model)  # makes Split of SplitToSequence, for one
+            return exported.model_proto
     except OnnxqError:
         raise
     except Exception as fault:  # the exporter's exceptions share no base but Exception
@@ -165,7 +168,8 @@ def _translations(program: torch.export.ExportedProgram) -> dict[Callable[..., A
 
 
 def _explain(fault: Exception, said: str, free: bool) -> str:
-    reason = str(fault).strip() or type(fault).__name__
+    reason = re.sub(r"\x1b\[\d*m", "", str(fault)).strip() or type(fault).__name__
+    reason = reason.partition("## Exception summary")[2].strip() or reason
     hint = "\nif the network fixes its batch size, choose a target of batch one" if free else ""
     return f"the torch exporter failed: {reason[:2000]}{hint}\n{said[-1000:]}".rstrip()
 

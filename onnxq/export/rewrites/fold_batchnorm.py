@@ -99,8 +99,8 @@ def _scale_weight(layer: ir.Node, weight: Array, factor: Channels) -> Array | No
     if weight.shape[axis] * groups != len(factor):
         return None
     if layer.op_type != "ConvTranspose":
-        spread = factor.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
-        return np.multiply(weight, spread)
+        per_channel = factor.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+        return np.asarray(weight * per_channel)
     grouped = weight.reshape(groups, -1, *weight.shape[1:])
-    spread = factor.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
-    return np.multiply(grouped, spread).reshape(weight.shape)
+    per_channel = factor.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
+    return np.asarray((grouped * per_channel).reshape(weight.shape))

@@ -33,19 +33,31 @@ def merge_reshapes(model: ir.Model) -> int:
 
     Merged only where the last shape is known but for at most one dimension.
     """
-    merged = 0
-    for node in tuple(model.graph):
-        if node.op_type not in _VIEWS:
-            continue
-        first = sole_producer(node.inputs[0], _VIEWS)
-        target = _target(node)
-        if first is None or target is None:
-            continue
-        shape = add_constant(model.graph, "shape", target)
-        substitute(model.graph, node, [ir.node("Reshape", [first.inputs[0], shape])])
-        model.graph.remove(first, safe=True)
-        merged += 1
-    return merged
+    return sum(_merge(model.graph, node) for node in tuple(model.graph) if node.op_type in _VIEWS)
+
+
+def _merge(graph: ir.Graph, node: ir.Node) -> int:
+    """Merge a view with the one before it, or drop it if it changes nothing; 1 if it was done."""
+    if _is_undone(node, node):
+        substitute(graph, node, [ir.node("Identity", [node.inputs[0]])])
+        return 1
+    first = sole_producer(node.inputs[0], _VIEWS)
+    target = _target(node)
+    if first is None or target is None:
+        return 0
+    if _is_undone(first, node):
+        new = ir.node("Identity", [first.inputs[0]])
+    else:
+        new = ir.node("Reshape", [first.inputs[0], add_constant(graph, "shape", target)])
+    substitute(graph, node, [new])
+    graph.remove(first, safe=True)
+    return 1
+
+
+def _is_undone(first: ir.Node, last: ir.Node) -> bool:
+    """True if the last view gives back the shape that the first was given."""
+    given, made = dims_of(first.inputs[0]), dims_of(last.outputs[0])
+    return given is not None and given == made and given.count(None) <= 1
 
 
 def _target(node: ir.Node) -> np.ndarray | None:

@@ -38,6 +38,9 @@ def _flatten(graph: ir.Graph, node: ir.Node) -> int:
     kept = [axis for axis in perm if dims[axis] != 1]
     if kept != sorted(kept):
         return 0
+    if list(perm) == sorted(perm):
+        substitute(graph, node, [ir.node("Identity", [node.inputs[0]])])
+        return 1
     target = np.array([-1 if dims[axis] is None else dims[axis] for axis in perm], np.int64)
     shape = add_constant(graph, "shape", target)
     substitute(graph, node, [ir.node("Reshape", [node.inputs[0], shape])])
