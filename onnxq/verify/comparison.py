@@ -1,5 +1,6 @@
 """FP32, rewritten FP32 and INT8 side by side, for every metric and for every group."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,8 +9,7 @@ from jaxtyping import Float, Shaped
 from onnxq.artifacts import Comparison, GroupRow, MetricRow
 from onnxq.samples import Samples
 from onnxq.target import Target
-from onnxq.verify.compare import paired_interval
-from onnxq.verify.gate import worse_by
+from onnxq.verify.gate import paired_increase
 from onnxq.verify.metrics import Metric, Task
 
 __all__ = ["compare_models"]
@@ -28,7 +28,7 @@ def compare_models(
     baseline = task.baseline(labels)
     rows = [_row(metric, predictions, samples, labels, baseline) for metric in task.metrics]
     groups = _groups(task.metrics[0], predictions, samples, labels)
-    worst = max(groups, key=lambda row: row.increase, default=None)
+    worst = max(groups, key=_hurt, default=None)
     numeric = np.issubdtype(labels.dtype, np.floating)
     return Comparison(
         source=samples.name,
@@ -43,6 +43,11 @@ def compare_models(
     )
 
 
+def _hurt(row: GroupRow) -> float:
+    """The increase, where a figure that is not a number is the worst there is."""
+    return math.inf if math.isnan(row.increase) else row.increase
+
+
 def _row(
     metric: Metric,
     predictions: Predictions,
@@ -52,10 +57,9 @@ def _row(
 ) -> MetricRow:
     values = {name: metric.compute(predicted, labels) for name, predicted in predictions.items()}
     increase = values["int8"] - values["fp32"]
-    gateable = metric.per_sample is not None and metric.better != "neither"
     interval = None
-    if gateable:
-        interval = paired_interval(worse_by(metric, predictions, labels), samples.groups)
+    if metric.per_sample is not None and metric.better != "neither":
+        _, interval = paired_increase(metric, predictions, samples)
     return MetricRow(
         metric=metric.name,
         unit=metric.unit,

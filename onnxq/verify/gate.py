@@ -7,17 +7,18 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from onnxq.artifacts import Comparison, GateResult, Interval, Verdict
-from onnxq.errors import RecipeError, nearest
+from onnxq.errors import DataError, RecipeError, nearest
 from onnxq.recipe import Gate, VerifySection
 from onnxq.samples import Samples
 from onnxq.verify.compare import more_units_needed, paired_interval, paired_point
 from onnxq.verify.metrics import Metric, Task
 
-__all__ = ["AT_CHANCE", "judge", "judge_all", "metric_named", "overall", "worse_by"]
+__all__ = ["AT_CHANCE", "judge", "judge_all", "metric_named", "overall", "paired_increase"]
 
 AT_CHANCE = "fp32-at-chance"  # the waiver that lets a useless FP32 model be judged
 _DISTANCE = "_to_fp32"
 Predictions = Mapping[str, Float[np.ndarray, "n *output"]]
+PerSample = Float[np.ndarray, " n"]
 
 
 def metric_named(task: Task, name: str) -> Metric:
@@ -28,10 +29,10 @@ def metric_named(task: Task, name: str) -> Metric:
     return known[name]
 
 
-def worse_by(
-    metric: Metric, predictions: Predictions, labels: Shaped[np.ndarray, " n"]
-) -> Float[np.ndarray, " n"]:
-    """By how much INT8 is worse than FP32 on every sample, in the metric's unit.
+def paired_increase(
+    metric: Metric, predictions: Predictions, samples: Samples
+) -> tuple[float, Interval | None]:
+    """By how much INT8 is worse than FP32, in the metric's unit, with its interval.
 
     Raises RecipeError if the metric is no mean over samples (RMSE, R²).
     """
@@ -41,44 +42,82 @@ def worse_by(
             where="verify: gate",
             do="gate a metric that has one value per sample, such as mae or top1",
         )
-    difference = metric.per_sample(predictions["int8"], labels) - metric.per_sample(
-        predictions["fp32"], labels
+    labels = _labels(samples)
+    return _pair(
+        metric,
+        metric.per_sample(predictions["fp32"], labels),
+        metric.per_sample(predictions["int8"], labels),
+        samples,
     )
-    return np.asarray(difference if metric.better == "lower" else -difference)
 
 
-def _distance(metric: Metric, task: Task, predictions: Predictions) -> Float[np.ndarray, " n"]:
-    """The metric of INT8 on every sample, were FP32's predictions the truth."""
-    if metric.per_sample is None:
+def _paired_distance(
+    metric: Metric, task: Task, predictions: Predictions, samples: Samples
+) -> tuple[float, Interval | None]:
+    """How far INT8 is from FP32 in the metric, were FP32's predictions the truth."""
+    if metric.per_sample is None or metric.better == "neither":
         raise RecipeError(
             f"`{metric.name}` has no value per sample", where="verify: gate", do="use mae or top1"
         )
-    agreement = metric.per_sample(predictions["int8"], task.as_labels(predictions["fp32"]))
-    return agreement if metric.better == "lower" else 1 - agreement
+    truth = task.as_labels(predictions["fp32"])
+    return _pair(
+        metric,
+        metric.per_sample(predictions["fp32"], truth),
+        metric.per_sample(predictions["int8"], truth),
+        samples,
+    )
+
+
+def _pair(
+    metric: Metric, fp32: PerSample, int8: PerSample, samples: Samples
+) -> tuple[float, Interval | None]:
+    with np.errstate(invalid="ignore"):  # inf − inf is NaN, and a gate on NaN fails
+        worse_by = int8 - fp32 if metric.better == "lower" else fp32 - int8
+    proportions = bool(np.isin(fp32, (0.0, 1.0)).all() and np.isin(int8, (0.0, 1.0)).all())
+    interval = paired_interval(worse_by, samples.groups, proportions=proportions)
+    return paired_point(worse_by), interval
+
+
+def _labels(samples: Samples) -> Shaped[np.ndarray, " n"]:
+    if samples.labels is None:
+        raise DataError("has no labels", where=samples.name, do="put `labels` beside the inputs")
+    return samples.labels
 
 
 def judge_all(
     section: VerifySection, task: Task, predictions: Predictions, samples: Samples
 ) -> tuple[GateResult, ...]:
-    """Judge every gate of the section. ``samples`` must have labels."""
-    labels = samples.labels
-    if labels is None:
-        raise ValueError("gates need labels")
+    """Judge every gate of the section.
+
+    Raises DataError without labels, RecipeError for a metric that cannot be gated, and for a limit
+    on a share that allows everything.
+    """
     results = []
     for gate in section.gate:
         if gate.max is not None:
             metric = metric_named(task, gate.metric.removesuffix(_DISTANCE))
-            values = _distance(metric, task, predictions)
+            point, interval = _paired_distance(metric, task, predictions, samples)
             statement = f"distance to FP32 ({metric.name}, {metric.unit})"
         else:
             metric = metric_named(task, gate.metric)
-            values = worse_by(metric, predictions, labels)
+            point, interval = paired_increase(metric, predictions, samples)
             statement = f"increase of {metric.name} ({metric.unit})"
             if metric.better == "higher":
                 statement = f"drop of {metric.name} ({metric.unit})"
-        interval = paired_interval(values, samples.groups)
-        results.append(judge(gate, statement, paired_point(values, samples.groups), interval))
+        result = judge(gate, statement, point, interval)
+        _refuse_idle_limit(result, metric)
+        results.append(result)
     return tuple(results)
+
+
+def _refuse_idle_limit(result: GateResult, metric: Metric) -> None:
+    """A share cannot get worse by 1 or more: such a limit was meant in percent."""
+    if metric.unit == "share" and result.allowed >= 1:
+        raise RecipeError(
+            f"a limit of {result.allowed:g} allows everything, as `{metric.name}` is a share",
+            where=f"verify: gate: {result.metric}",
+            do=f"for {result.allowed:g} percentage points write {result.allowed / 100:g}",
+        )
 
 
 def judge(gate: Gate, statement: str, point: float, interval: Interval | None) -> GateResult:
@@ -116,8 +155,14 @@ def _compare(
         return ("passed" if interval.high <= limit else "failed"), ""
     more = more_units_needed(interval, point, limit)
     if more is None:
-        return "inconclusive", "the point lies on the limit: no number of samples would settle it"
-    return "inconclusive", f"about {more} more {interval.units} would settle it"
+        return "inconclusive", "the point lies so near the limit that no number would settle it"
+    return "inconclusive", f"about {_rounded_up(more):,} more {interval.units} would settle it"
+
+
+def _rounded_up(count: int) -> int:
+    """Up to two significant digits: the number is an estimate and should look like one."""
+    unit = 10 ** max(len(str(count)) - 2, 0)
+    return int(-(-count // unit) * unit)
 
 
 def overall(

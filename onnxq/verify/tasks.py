@@ -123,7 +123,8 @@ def _flat(predictions: Predictions, labels: Labels) -> tuple[np.ndarray, np.ndar
 
 def _absolute_error(predictions: Predictions, labels: Labels) -> Float[np.ndarray, " n"]:
     predicted, true = _flat(predictions, labels)
-    return np.asarray(np.abs(predicted - true))
+    with np.errstate(invalid="ignore", over="ignore"):  # inf − inf is NaN, and NaN fails
+        return np.asarray(np.abs(predicted - true))
 
 
 def _mae(predictions: Predictions, labels: Labels) -> float:
@@ -137,24 +138,49 @@ def _rmse(predictions: Predictions, labels: Labels) -> float:
 def _r2(predictions: Predictions, labels: Labels) -> float:
     predicted, true = _flat(predictions, labels)
     spread = np.sum((true - true.mean()) ** 2)
-    return float(1 - np.sum((true - predicted) ** 2) / spread) if spread else float("nan")
+    if not spread or not np.isfinite(predicted).all():
+        return float("nan")
+    return float(1 - np.sum((true - predicted) ** 2) / spread)
 
 
 def _pearson(predictions: Predictions, labels: Labels) -> float:
     predicted, true = _flat(predictions, labels)
-    if np.ptp(predicted) == 0 or np.ptp(true) == 0:
+    if not np.isfinite(predicted).all() or np.ptp(predicted) == 0 or np.ptp(true) == 0:
         return float("nan")
     return float(np.corrcoef(predicted, true)[0, 1])
 
 
 def _right_at(k: int) -> Callable[[Predictions, Labels], Float[np.ndarray, " n"]]:
-    """1 where fewer than ``k`` classes score higher than the true one, or equal and come first."""
+    """1 where fewer than ``k`` classes score higher than the true one, or equal and come first.
+
+    Equal scores are common in INT8, and the first is what ``argmax`` takes. NaN where a score is
+    NaN: such an answer is never right. Raises DataError for labels that are no class numbers.
+    """
 
     def right(predictions: Predictions, labels: Labels) -> Float[np.ndarray, " n"]:
+        _check_classes(labels, predictions.shape[1])
         ranked = np.argsort(-predictions, axis=1, kind="stable")[:, :k]
-        return np.asarray(np.any(ranked == labels[:, None], axis=1), np.float64)
+        hits = np.asarray(np.any(ranked == labels[:, None], axis=1), np.float64)
+        hits[np.isnan(predictions).any(axis=1)] = np.nan
+        return hits
 
     return right
+
+
+def _check_classes(labels: Labels, classes: int) -> None:
+    if not np.issubdtype(labels.dtype, np.number) or (labels != np.floor(labels)).any():
+        raise DataError(
+            "the labels are no class numbers",
+            where="labels",
+            do="give integers from 0, or choose a metric of regression (mae)",
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"the labels run from {labels.min():g} to {labels.max():g}, "
+            f"and the model scores the classes 0 to {classes - 1}",
+            where="labels",
+            do="number the classes as the model does",
+        )
 
 
 def _mean_of(
