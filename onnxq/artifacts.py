@@ -210,7 +210,7 @@ class FloatNode(Record):
 
 
 class QuantizedModel(Record):
-    """A Q/DQ file."""
+    """A Q/DQ file; ``quantized_nodes`` maps names to operators."""
 
     model: FileFacts
     fp32_sha256: str
@@ -218,7 +218,7 @@ class QuantizedModel(Record):
     target: str
     weight_type: IntType
     activation_type: IntType
-    quantized_nodes: tuple[str, ...]
+    quantized_nodes: dict[str, str]
     float_nodes: tuple[FloatNode, ...]
     activations: dict[str, TensorParameters]
     steps: tuple[str, ...] = ()

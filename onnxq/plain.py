@@ -156,9 +156,17 @@ def verify_files(  # noqa: PLR0913 - what is compared, on what, under which gate
             "describes another file", where=str(record), do=f"remove it, or make {int8.name} again"
         )
     task = task_for_metric(gates[0].metric.removesuffix("_to_fp32"))
-    evidence = Evidence(
-        name=int8.stem, fp32=fp32, rewritten=fp32, int8=int8, target=target, quantized=quantized
-    )
     samples = open_source(source, {}, names)
     section = VerifySection(gate=gates)
-    return verify(evidence, task, samples, section, folder, progress=progress)
+    with tempfile.TemporaryDirectory() as scratch:
+        exported = export_file(fp32, target, {}, Path(scratch))
+        evidence = Evidence(
+            name=int8.stem,
+            fp32=fp32,
+            rewritten=Path(scratch) / "fp32.onnx",
+            int8=int8,
+            target=target,
+            exported=exported,
+            quantized=quantized,
+        )
+        return verify(evidence, task, samples, section, folder, progress=progress)

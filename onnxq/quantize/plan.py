@@ -26,6 +26,7 @@ _CONSTANT_INPUTS = {
     "Gemm": {1: "weight", 2: "bias"},
     "Clip": {1: "lower bound", 2: "upper bound"},
     "PRelu": {1: "slope"},
+    "Pad": {2: "fill value"},
 }
 
 
@@ -106,7 +107,9 @@ def _float_reasons(
     """Why each node that stays float does so."""
     reasons: dict[str, str] = {}
     for node in nodes:
-        reason = exclude.get(str(node.name)) or _own_reason(node, target, ranges)
+        name = str(node.name)
+        reason = exclude[name] or "excluded" if name in exclude else ""
+        reason = reason or _own_reason(node, target, ranges) or _odd_form(node, target, ranges)
         if reason:
             reasons[str(node.name)] = reason
     _keep(reasons, nodes, target.folded_ops, _follows_integer(reasons, target))
@@ -131,6 +134,30 @@ def _own_reason(node: ir.Node, target: Target, ranges: Mapping[str, TensorRange]
     factors = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
     if node.op_type == "Gemm" and factors != [1.0, 1.0]:
         return "alpha or beta is not 1"
+    return ""
+
+
+def _odd_form(node: ir.Node, target: Target, ranges: Mapping[str, TensorRange]) -> str:
+    """Why this node is not what its operator type promises: to move values, to cut at zero.
+
+    A data operator is given its input's scale, a Relu or Clip the range that holds zero.
+    """
+    constants = [constant_of(value) for value in node.inputs]
+    if node.op_type in target.data_ops and constants[0] is not None:
+        return "it moves a constant"
+    if node.op_type == "Clip":
+        low, high = (*constants[1:], None, None)[:2]
+        if (low is not None and low > 0) or (high is not None and high < 0):
+            return "its bounds leave zero out"
+    if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
+        fill = float(constants[2]) if len(constants) > 2 and constants[2] is not None else 0.0
+        seen = ranges.get(str(node.inputs[0].name)) if node.inputs[0] else None
+        if seen is not None and not seen.range.low <= fill <= seen.range.high:
+            return f"it fills with {fill:g}, which its input's range does not hold"
+    if node.op_type == "Gemm" and len(constants) > 2 and constants[2] is not None:
+        weight = constants[1]
+        if weight is None or constants[2].shape != (weight.shape[output_channel_axis(node)],):
+            return "its bias is not one number for each output"
     return ""
 
 
@@ -231,7 +258,7 @@ def _activation_parameters(
         elif name in ranges:
             source = folds.get(name, name)  # before a folded Relu: what comes out of it
             root = roots.get(source, source)
-            range_ = pinned.get(root) or _possible(ranges[root].range, root, chosen)
+            range_ = _possible(pinned.get(root, ranges[root].range), root, chosen)
         else:
             continue
         parameters[name] = parameters_of_range(range_, target.activation_type, symmetric=False)
@@ -307,7 +334,10 @@ def _weight_parameters(
         if bias is not None:
             scales, widened = _scales_that_hold_bias(scales, bias, input_scale)
             findings += [_widened_finding(node, widened)] if widened else []
-        found[str(node.inputs[1].name)] = WeightParameters(axis, scales, target.weight_type)
+        name = str(node.inputs[1].name)
+        if name in found:  # its bias too must fit
+            scales = np.maximum(scales, found[name].scales)
+        found[name] = WeightParameters(axis, scales, target.weight_type)
     return found, findings
 
 

@@ -11,7 +11,13 @@ from onnxq.artifacts import (
     TensorParameters,
 )
 from onnxq.errors import StaleRecordError
-from onnxq.graph import MADE_UP_STAMP, load_graph, refuse_quantized, save_model
+from onnxq.graph import (
+    MADE_UP_STAMP,
+    load_model,
+    refuse_quantized,
+    refuse_uncanonical,
+    save_model,
+)
 from onnxq.provenance import provenance
 from onnxq.quantize.plan import make_plan
 from onnxq.quantize.qdq import insert_qdq
@@ -32,8 +38,8 @@ def quantize(
 ) -> QuantizedModel:
     """Write the Q/DQ form of ``model_path`` to ``output``, and its record as ``.json`` beside it.
 
-    Raises StaleRecordError if the ranges were made from another graph, AlreadyQuantizedError and
-    QuantizationError as the plan demands.
+    Raises StaleRecordError if the ranges were made from another graph, ModelError if the graph is
+    quantized already or not in canonical form, QuantizationError as the plan demands.
     """
     fp32_sha256 = sha256_of_file(model_path)
     if calibration.model_sha256 != fp32_sha256:
@@ -42,9 +48,10 @@ def quantize(
             where=str(model_path),
             do="run calibrate again on this file",
         )
-    original = load_graph(model_path)
-    refuse_quantized(ir.to_proto(original), model_path.name)
-    graph, steps = unshare_constants(original)
+    original = load_model(model_path)
+    refuse_quantized(original, model_path.name)
+    refuse_uncanonical(original, model_path.name)
+    graph, steps = unshare_constants(ir.from_proto(original))
     exclude = {waiver.name: waiver.reason for waiver in section.exclude}
     plan = make_plan(graph, target, calibration.ranges, exclude)
     rewritten = insert_qdq(ir.to_proto(graph), plan, target)
@@ -60,7 +67,9 @@ def quantize(
         target=target.name,
         weight_type=target.weight_type,
         activation_type=target.activation_type,
-        quantized_nodes=plan.nodes,
+        quantized_nodes={
+            str(node.name): node.op_type for node in graph.graph if str(node.name) in plan.nodes
+        },
         float_nodes=plan.float_nodes,
         activations={
             name: TensorParameters(scale=p.scale, zero_point=p.zero_point, type=p.type)

@@ -1,5 +1,6 @@
 """Distance of every quantized tensor from its FP32 original, on real samples."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -33,14 +34,19 @@ def quantized_tensors(int8: onnx.ModelProto, fp32: onnx.ModelProto) -> dict[str,
 
 
 def layer_distances(
-    fp32_path: Path, int8_path: Path, samples: Samples, progress: Progress = silent
+    fp32_paths: Sequence[Path], int8_path: Path, samples: Samples, progress: Progress = silent
 ) -> tuple[LayerDistance, ...]:
     """Distances of all quantized tensors, worst SQNR first.
+
+    Of several forms of the FP32 graph the one is taken that shares most tensor names with the INT8
+    file: the canonical one, or the original if another quantizer made the file.
 
     Both files are run as their graphs say (no optimization), because a fused operator has no inner
     tensor to look at; the distance of a tensor therefore holds the error of everything before it.
     """
-    fp32, int8 = load_model(fp32_path), load_model(int8_path)
+    int8 = load_model(int8_path)
+    forms = [load_model(path) for path in fp32_paths]
+    fp32 = max(forms, key=lambda form: len(quantized_tensors(int8, form)))
     pairs = quantized_tensors(int8, fp32)
     inputs = {value.name for value in fp32.graph.input}
     computed = [name for name in pairs if name not in inputs]

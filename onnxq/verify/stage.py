@@ -52,7 +52,7 @@ class Evidence:
     """The files that are compared, and what is known of how they were made.
 
     ``fp32`` is the graph as it was exported, ``rewritten`` its canonical form, ``int8`` the file
-    that ships; for plain files the first two are the same.
+    that ships.
     """
 
     name: str
@@ -82,15 +82,17 @@ def verify(
     """
     _refuse_stale(evidence)
     model = ir.from_proto(load_model(evidence.int8))
-    selected = _selected(evidence)
-    rows = audit(model, selected)
+    rows = audit(model, evidence.quantized.quantized_nodes if evidence.quantized else None)
     require_sound(rows, evidence.int8.name)
     check_samples(samples, _inputs(evidence))
     if samples.labels is None:
         raise DataError("has no labels", where=samples.name, do="put `labels` beside the inputs")
     predicted = _predict(evidence, task, samples, progress)
     layers = layer_distances(
-        evidence.rewritten, evidence.int8, samples.thinned(LAYER_SAMPLES), progress
+        (evidence.rewritten, evidence.fp32),
+        evidence.int8,
+        samples.thinned(LAYER_SAMPLES),
+        progress,
     )
     comparison = compare_models(task, predicted.by_variant, samples, evidence.target)
     gates = judge_all(section, task, predicted.by_variant, samples)
@@ -176,14 +178,6 @@ def _refuse_stale(evidence: Evidence) -> None:
         raise StaleRecordError(
             "the record is about another file", where=str(evidence.rewritten), do="export again"
         )
-
-
-def _selected(evidence: Evidence) -> Mapping[str, str] | None:
-    """Nodes that were to become integer, by the record, with their operators."""
-    if evidence.quantized is None:
-        return None
-    kinds = {node.name: node.op_type for node in load_model(evidence.rewritten).graph.node}
-    return {name: kinds[name] for name in evidence.quantized.quantized_nodes if name in kinds}
 
 
 def _inputs(evidence: Evidence) -> Sequence[ValueFacts]:

@@ -26,7 +26,7 @@ def exported(domain=None, name="x"):
 def quantized(**activations):
     return QuantizedModel(
         model=FILE, fp32_sha256="", calibration_sha256="", target="stm32n6",
-        weight_type=IntType.INT8, activation_type=IntType.INT8, quantized_nodes=(),
+        weight_type=IntType.INT8, activation_type=IntType.INT8, quantized_nodes={},
         float_nodes=(), activations=activations, provenance=provenance({}),
     )  # fmt: skip
 

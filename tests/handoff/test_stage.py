@@ -92,7 +92,7 @@ def test_a_quantization_of_another_file_is_refused(nets, tmp_path):
     record = QuantizedModel(
         model=FileFacts(name="x", sha256="0" * 64, size_bytes=1), fp32_sha256="",
         calibration_sha256="", target="stm32n6", weight_type=IntType.INT8,
-        activation_type=IntType.INT8, quantized_nodes=(), float_nodes=(), activations={},
+        activation_type=IntType.INT8, quantized_nodes={}, float_nodes=(), activations={},
         provenance=provenance({}),
     )  # fmt: skip
     with pytest.raises(StaleRecordError, match="the quantization's record"):

@@ -1,0 +1,54 @@
+"""A run that is interrupted or killed in any stage leaves nothing half-written and resumes."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from onnxq.pipeline import STAGES
+from onnxq.store import sha256_of_file
+
+pytestmark = pytest.mark.slow
+
+
+def _run_until(tiny, stage: str, number: signal.Signals) -> subprocess.Popen:
+    """Start a run and send it a signal as soon as it says that ``stage`` has begun."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "onnxq", *tiny.arguments()],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.strip() == f"… {stage}":
+            process.send_signal(number)
+            break
+    process.stderr.read()
+    process.wait(60)
+    return process
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_next_run_resumes_at_the_stage_that_was_hit(tiny, onnxq, stage, number):
+    process = _run_until(tiny, stage, number)
+
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 2)
+    done = {path.stem for path in (tiny.build / ".stages").glob("*.json")}
+    assert done <= set(STAGES[: STAGES.index(stage) + 1])
+    for name in done:  # whatever is taken for done is whole
+        note = json.loads((tiny.build / ".stages" / f"{name}.json").read_text())
+        for file, digest in note["files"].items():
+            assert sha256_of_file(tiny.build / name / file) == digest
+
+    resumed = onnxq(*tiny.arguments())
+
+    assert resumed.code == 0, resumed.err
+    assert resumed.out.count("up to date") == len(done)
+    leftovers = [
+        p.name for p in tiny.build.iterdir() if p.name not in {*STAGES, ".stages", ".lock"}
+    ]
+    assert leftovers == []
