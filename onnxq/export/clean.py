@@ -11,13 +11,14 @@ from onnxq.errors import ExportError
 from onnxq.export.names import canonical_names
 from onnxq.export.opset import convert_opset, opset_of
 from onnxq.export.rewrites.castlike import resolve_castlike
+from onnxq.export.rewrites.defaults import drop_defaults
 from onnxq.export.rewrites.fold_batchnorm import fold_batchnorm
 from onnxq.export.rewrites.gemm import matmul_add_to_gemm
 from onnxq.export.rewrites.global_pool import mean_to_global_pool
 from onnxq.export.rewrites.reshape import drop_allowzero, merge_reshapes
 from onnxq.export.rewrites.transpose import merge_transposes
 
-__all__ = ["REWRITES", "CleanStep", "clean", "cleaning"]
+__all__ = ["MOST_STEPS", "REWRITES", "CleanStep", "clean", "cleaning"]
 
 Rewrite = Callable[[ir.Model], int]
 REWRITES: dict[str, Rewrite] = {
@@ -27,7 +28,9 @@ REWRITES: dict[str, Rewrite] = {
     "merged {} Transposes": merge_transposes,
     "merged {} views": merge_reshapes,
     "dropped `allowzero` of {} Reshape": drop_allowzero,
+    "dropped {} attributes at their default": drop_defaults,
 }
+MOST_STEPS = len(REWRITES) + 4  # before them CastLike and onnxsim, after them opset and names
 
 
 @dataclass(frozen=True)

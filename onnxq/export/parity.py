@@ -40,7 +40,7 @@ def input_sets(
             for kind in ("low", "high", "middle", "zero", "checkerboard")
         ],
     }
-    if samples is not None and len(samples):
+    if samples is not None and len(samples) and not samples.made_up:
         count = min(_REAL_ROWS, len(samples))
         chosen = np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int))
         sets["real"] = [_real(samples, int(index), inputs) for index in chosen]

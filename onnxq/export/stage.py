@@ -20,7 +20,7 @@ from onnxq.artifacts import (
     ValueFacts,
 )
 from onnxq.errors import ExportError, MissingExtraError, ModelError, nearest
-from onnxq.export.clean import CleanStep, cleaning
+from onnxq.export.clean import MOST_STEPS, CleanStep, cleaning
 from onnxq.export.freeze import freeze, refuse_subgraphs
 from onnxq.export.lint import lint, unreachable_parameters
 from onnxq.export.opset import OLDEST, convert_opset, opset_of
@@ -79,14 +79,14 @@ def export(
     else:
         source = _from_network(section, target, search, samples)
     checks, steps, model = _cleaned(source, section, progress)
-    _check_names(section.outputs, [value.name for value in model.graph.output], "outputs")
+    _check_outputs(section.outputs, values_of(model)[1])
     save_model(source.model, folder / AS_IT_CAME)
     save_model(model, folder / MODEL)
     exported = _record(section, source, folder / MODEL).model_copy(
         update={"parity": (*source.parity, *checks), "steps": (*source.steps, *steps)}
     )
     rows = [row for rows in source.sets.values() for row in rows]
-    findings = (*source.findings, *_missing_sets(source.sets), *lint(model, rows))
+    findings = (*source.findings, *_about_inputs(section, source.sets), *lint(model, rows))
     exported = exported.model_copy(update={"findings": findings})
     save_record(exported, folder / RECORD)
     return exported
@@ -261,7 +261,7 @@ def _cleaned(
 
 
 def _shown(steps: Iterator[CleanStep], progress: Progress) -> Iterator[CleanStep]:
-    yield from progress(steps, "cleaning the graph", 9)
+    yield from progress(steps, "cleaning the graph", MOST_STEPS)
 
 
 def _run_all(model: onnx.ModelProto, sets: Mapping[str, Rows]) -> dict[str, Rows]:
@@ -270,22 +270,40 @@ def _run_all(model: onnx.ModelProto, sets: Mapping[str, Rows]) -> dict[str, Rows
     return {label: [session.run(row) for row in rows] for label, rows in sets.items()}
 
 
-def _missing_sets(sets: Mapping[str, Rows]) -> tuple[Finding, ...]:
-    if "real" in sets:
-        return ()
-    return (
-        Finding(
+def _about_inputs(section: ExportSection, sets: Mapping[str, Rows]) -> Iterator[Finding]:
+    """What the comparison could not know of the inputs."""
+    if "real" not in sets:
+        yield Finding(
             where="parity",
             what="compared on random and extreme inputs only: no real samples were given",
             do="give data, so that parity is measured where the model is used",
-        ),
-    )
+        )
+    declared = {value.name for value in section.inputs if value.domain is not None}
+    unknown = [name for name in sets["random"][0] if name not in declared]
+    if unknown:
+        yield Finding(
+            where="parity",
+            what=f"no domain is declared for {', '.join(unknown)}: values from -1 to 1 were tried",
+            do="declare the `domain` of every input in the recipe's export section",
+        )
 
 
-def _check_names(declared: Sequence[ValueSection], found: Sequence[str], what: str) -> None:
+def _check_outputs(declared: Sequence[ValueSection], found: Sequence[ValueFacts]) -> None:
+    """Raise ModelError for a declared output that the graph lacks or shapes otherwise."""
+    shapes = {value.name: value.shape for value in found}
     for section in declared:
-        if section.name not in found:
+        if section.name not in shapes:
             raise ModelError(
-                f"the model has no output `{section.name}`; {nearest(section.name, found)}",
-                where=f"export.{what}",
+                f"the model has no output `{section.name}`; {nearest(section.name, shapes)}",
+                where="export.outputs",
+            )
+        shape, wanted = shapes[section.name], section.shape
+        if wanted is not None and (
+            len(wanted) != len(shape)
+            or any(isinstance(d, int) and d != w for d, w in zip(shape, wanted, strict=True))
+        ):
+            raise ModelError(
+                f"`{section.name}` has shape {list(shape)}, and the recipe says {list(wanted)}",
+                where="export.outputs",
+                do="correct the recipe, or the network",
             )

@@ -224,3 +224,15 @@ def test_a_cast_to_the_type_of_another_tensor_is_resolved(kind, expected):
     cleaned, _ = clean(model)
     assert operators(cleaned) == expected
     assert_same(model, cleaned, x=random(2), t=np.ones(2, np.float32 if kind == "float" else "i4"))
+
+
+def test_attributes_at_their_default_are_dropped_and_others_kept():
+    model = graph(
+        "g (float[1,2,4,4] x) => (float[1,2,2,2] y) {"
+        'y = MaxPool<auto_pad = "NOTSET", ceil_mode = 0, storage_order = 0, kernel_shape = [2, 2],'
+        "strides = [2, 2]>(x) }"
+    )
+    cleaned, _ = clean(model)
+    names = {attribute.name for attribute in cleaned.graph.node[0].attribute}
+    assert names == {"kernel_shape", "strides"}
+    assert_same(model, cleaned, x=random(1, 2, 4, 4))

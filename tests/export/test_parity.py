@@ -52,6 +52,11 @@ def test_without_samples_there_is_no_real_set():
     assert set(input_sets([IMAGE], None, 0)) == {"random", "edges"}
 
 
+def test_random_numbers_given_as_samples_are_not_real():
+    made_up = Samples("s", {"x": np.zeros((5, 3, 4, 4))}, made_up=True)
+    assert "real" not in input_sets([IMAGE], made_up, 0)
+
+
 def test_a_free_batch_is_tried_with_more_than_one_sample():
     value = ValueFacts(name="x", dtype="float32", shape=("batch", 2))
     sizes = {len(row["x"]) for row in input_sets([value], None, 0)["random"]}

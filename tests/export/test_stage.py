@@ -219,6 +219,19 @@ def test_a_declared_output_that_the_graph_lacks_is_corrected(tmp_path):
         export(given, tmp_path / "out", target=X86)
 
 
+def test_a_declared_output_shape_that_the_graph_contradicts_is_an_error(tmp_path):
+    given = ExportSection(
+        model=saved(tmp_path, conv()), outputs=(ValueSection(name="y", shape=(1, 5, 6, 6)),)
+    )
+    with pytest.raises(ModelError, match=r"\[1, 5, 6, 6\]"):
+        export(given, tmp_path / "out", target=X86)
+
+
+def test_an_undeclared_domain_is_a_finding(tmp_path):
+    exported = export(ExportSection(model=saved(tmp_path, conv())), tmp_path / "out", target=X86)
+    assert any("no domain is declared for x" in finding.what for finding in exported.findings)
+
+
 # --- without torch ------------------------------------------------------------------------------
 
 
