@@ -1,0 +1,1 @@
+"""Figures that are promised, each a script that prints a ratio."""
