@@ -23,14 +23,18 @@ __all__ = [
     "output_channel_axis",
     "parameter_count",
     "refuse_quantized",
+    "refuse_uncanonical",
     "save_model",
     "values_of",
 ]
 
 EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf stops at 2 GB; leave room for the graph itself
+OLDEST_OPSET = 13  # DequantizeLinear has an axis from here on
 MADE_UP_STAMP = "onnxq.unverified"  # metadata key of a model calibrated on random numbers
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul"})
+
+_INNER_GRAPHS = frozenset({onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS})
 
 
 def load_model(path: Path) -> onnx.ModelProto:
@@ -114,6 +118,29 @@ def refuse_quantized(model: onnx.ModelProto, where: str) -> None:
             where=where,
             do="give the FP32 model it was made from",
         )
+
+
+def refuse_uncanonical(model: onnx.ModelProto, where: str) -> None:
+    """Raise ModelError unless the graph has the form that ``export`` gives it.
+
+    That is: opset 13 or later (below, DequantizeLinear has no axis), no graph inside a node, and a
+    name of its own for every node.
+    """
+    do = "run `onnxq export` on it first"
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx") and entry.version < OLDEST_OPSET:
+            what = f"has opset {entry.version}, weights per channel need {OLDEST_OPSET}"
+            raise ModelError(what, where=where, do=do)
+    names: set[str] = set()
+    for node in model.graph.node:
+        if any(attribute.type in _INNER_GRAPHS for attribute in node.attribute):
+            what = f"the node `{node.name}` ({node.op_type}) holds a graph inside it"
+            do = "export what lies inside the loop or branch as a model of its own"
+            raise ModelError(what, where=where, do=do)
+        if not node.name or node.name in names:
+            what = f"two nodes are called `{node.name}`" if node.name else "a node has no name"
+            raise ModelError(f"{what} (one is {node.op_type})", where=where, do=do)
+        names.add(node.name)
 
 
 def constant_of(value: ir.Value | None) -> Shaped[np.ndarray, "..."] | None:

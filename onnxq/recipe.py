@@ -1,5 +1,6 @@
 """The recipe: what a person writes, checked word by word."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -114,6 +115,12 @@ class Stratify(Section):
     label_edges: tuple[float, ...] = ()
     by_group: bool = False
 
+    @model_validator(mode="after")
+    def _edges_rise(self) -> "Stratify":
+        if any(low >= high for low, high in pairwise(self.label_edges)):
+            raise ValueError(f"label_edges {list(self.label_edges)} must rise")
+        return self
+
 
 class CalibrateSection(Section):
     """How samples are chosen and how statistics become ranges."""
@@ -208,6 +215,7 @@ def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
         raise _syntax_error(path, text, fault) from fault
     if not isinstance(values, dict):
         raise RecipeError("holds no mapping of keys to values", where=str(path))
+    _refuse_repeated_keys(tree, path)
     for setting in settings:
         _apply(values, setting)
     try:
@@ -231,6 +239,22 @@ def _syntax_error(path: Path, text: str, fault: yaml.YAMLError) -> RecipeError:
     return RecipeError(f"is no YAML: {getattr(fault, 'problem', None) or fault}", where=where)
 
 
+def _refuse_repeated_keys(node: yaml.Node | None, path: Path) -> None:
+    """YAML lets a later key silently replace an earlier one of the same name."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(item, path)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                what = f"the key `{key.value}` stands in line {seen[key.value]} already"
+                raise RecipeError(what, where=f"{path}:{line}", do="keep one of them")
+            seen[key.value] = line
+            _refuse_repeated_keys(value, path)
+
+
 def _apply(values: dict[str, Any], setting: str) -> None:
     """Put ``a.b=value`` into a nested mapping; the value is read as YAML."""
     key, equals, value = setting.partition("=")
@@ -242,7 +266,10 @@ def _apply(values: dict[str, Any], setting: str) -> None:
         if not isinstance(inner, dict):
             raise RecipeError(f"`{parent}` holds no keys", where=f"--set {setting}")
         values = inner
-    values[last] = yaml.safe_load(value)
+    try:
+        values[last] = yaml.safe_load(value)
+    except yaml.YAMLError as fault:
+        raise RecipeError(f"`{value}` is no YAML value", where=f"--set {setting}") from fault
 
 
 def _explain(error: Any, tree: yaml.Node | None, path: Path) -> str:

@@ -30,7 +30,8 @@ def check_samples(samples: Samples, inputs: Sequence[ValueFacts]) -> None:
         _check_form(samples, name, value)
     for index, row in enumerate(samples.rows()):
         for name, array in row.items():
-            _check_values(array, known[name], f"{samples.name}, sample {index}, input `{name}`")
+            where = f"{samples.name}, sample {samples.number(index)}, input `{name}`"
+            _check_values(array, known[name], where)
 
 
 def _check_form(samples: Samples, name: str, value: ValueFacts) -> None:

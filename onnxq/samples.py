@@ -73,6 +73,7 @@ class Samples:
     and of confidence intervals. ``notes`` are sentences that a reader of the report must know,
     ``made_up`` says that the values are random numbers and no data. ``fingerprint`` stands for the
     whole content, where whoever made the samples knows a quicker one than reading them all.
+    ``numbers`` are the places of samples that were taken out of others, for messages.
     """
 
     name: str
@@ -82,13 +83,21 @@ class Samples:
     notes: tuple[str, ...] = ()
     made_up: bool = False
     fingerprint: str | None = None
+    numbers: Shaped[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
         if not self.inputs:
             raise DataError("holds no model input", where=self.name)
+        for name, column in self.inputs.items():
+            if not column.shape:
+                do = "put the samples first: an array of shape (n, …)"
+                raise DataError(f"`{name}` is a single number", where=self.name, do=do)
         lengths = {name: len(column) for name, column in self.inputs.items()}
         for name, values in ((LABELS, self.labels), (GROUPS, self.groups)):
             if values is not None:
+                if values.ndim != 1:
+                    what = f"`{name}` has shape {list(values.shape)}"
+                    raise DataError(what, where=self.name, do="give one value for each sample")
                 lengths[name] = len(values)
         if len(set(lengths.values())) > 1:
             counts = ", ".join(f"{name} {count}" for name, count in lengths.items())
@@ -96,6 +105,10 @@ class Samples:
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
+
+    def number(self, index: int) -> int:
+        """The place of sample ``index`` in the source that it was taken from."""
+        return index if self.numbers is None else int(self.numbers[index])
 
     def row(self, index: int) -> dict[str, Array]:
         """Inputs of one sample, each with a batch axis of 1 in front."""
@@ -110,6 +123,7 @@ class Samples:
         return replace(
             self,
             fingerprint=None,
+            numbers=indices if self.numbers is None else self.numbers[indices],
             inputs={name: _Taken(column, indices) for name, column in self.inputs.items()},
             labels=None if self.labels is None else self.labels[indices],
             groups=None if self.groups is None else self.groups[indices],
@@ -131,9 +145,7 @@ class Samples:
         """SHA-256 over the content: the fingerprint, else every sample's inputs; labels; groups."""
         total = hashlib.sha256((self.fingerprint or "".join(self.row_digests)).encode())
         for values in (self.labels, self.groups):
-            total.update(
-                b"none" if values is None else "\n".join(map(str, values.tolist())).encode()
-            )
+            total.update(repr(None if values is None else values.tolist()).encode())
         return total.hexdigest()
 
 
@@ -170,7 +182,7 @@ def _read_arrays(path: Path, input_names: tuple[str, ...]) -> Mapping[str, Array
     kind = path.suffix.lower()
     try:
         if kind == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
         if kind == ".npy":
             if len(input_names) != 1:

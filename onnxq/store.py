@@ -193,7 +193,7 @@ class Build:
 
     def _sweep(self) -> None:
         """Remove what a killed run left half-written; we hold the lock, so nobody writes it now."""
-        for leftover in self.folder.glob(".*.*"):
+        for leftover in (*self.folder.glob(".*.*"), *(self.folder / NOTES).glob(".*.*")):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
 

@@ -1,0 +1,161 @@
+"""The arithmetic, judged by ONNX's own reference implementation and by what must hold for it."""
+
+import numpy as np
+import onnx.parser
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx.reference import ReferenceEvaluator
+
+from onnxq.affine import (
+    SMALLEST_SCALE,
+    dequantize,
+    parameters_of_domain,
+    parameters_of_range,
+    quantize,
+    symmetric_weight_scales,
+)
+from onnxq.qtypes import AffineParameters, IntType, Range
+
+EIGHT_BITS = [IntType.INT8, IntType.UINT8]
+reals = st.floats(-1e6, 1e6, width=32)
+arrays = hnp.arrays(np.float32, st.integers(1, 30), elements=reals)
+steps = st.floats(2**-10, 1024, width=32)
+ranges = st.builds(Range.including_zero, st.floats(-1e9, 1e9), st.floats(-1e9, 1e9))
+
+
+def onnx_quantized(values, scale, zero_point, type_):
+    """``QuantizeLinear`` then ``DequantizeLinear`` by onnx.reference."""
+    evaluator = ReferenceEvaluator(
+        onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["": 19]>
+        g (float[N] x, float s, {type_} z) => ({type_}[N] q, float[N] y) {{
+            q = QuantizeLinear(x, s, z)
+            y = DequantizeLinear(q, s, z)
+        }}""")
+    )
+    scale, zero_point = np.float32(scale), np.array(zero_point, type_.value)
+    return evaluator.run(None, {"x": values, "s": scale, "z": zero_point})
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays, steps, st.integers(-128, 127), st.sampled_from(EIGHT_BITS))
+def test_integers_are_those_of_the_onnx_operators(values, scale, zero, type_):
+    zero_point = zero if type_ is IntType.INT8 else zero + 128
+    integers, reals_again = onnx_quantized(values, scale, zero_point, type_)
+    ours = quantize(values, scale, zero_point, type_)
+    np.testing.assert_array_equal(ours, integers)
+    np.testing.assert_array_equal(dequantize(ours, scale, zero_point), reals_again)
+
+
+def test_a_value_halfway_between_two_steps_goes_to_the_even_one():
+    halves = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5], np.float32)
+    integers, _ = onnx_quantized(halves, 1.0, 0, IntType.INT8)
+    assert integers.tolist() == [-2, -2, 0, 0, 2, 2]
+    assert quantize(halves, 1.0, 0, IntType.INT8).tolist() == [-2, -2, 0, 0, 2, 2]
+
+
+@pytest.mark.parametrize("type_", EIGHT_BITS)
+def test_values_out_of_range_stop_at_the_last_integer(type_):
+    ends = quantize(np.array([-3e38, 3e38], np.float32), 1.0, 0, type_)
+    assert ends.tolist() == [type_.qmin, type_.qmax]
+
+
+@given(ranges, st.sampled_from(EIGHT_BITS), st.booleans())
+def test_zero_is_exactly_a_step(range_, type_, symmetric):
+    found = parameters_of_range(range_, type_, symmetric=symmetric)
+    zero = quantize(np.zeros(1, np.float32), found.scale, found.zero_point, type_)
+    assert zero.tolist() == [found.zero_point]
+    assert dequantize(zero, found.scale, found.zero_point).tolist() == [0.0]
+
+
+@given(ranges, st.sampled_from(EIGHT_BITS), st.booleans(), st.floats(0, 1))
+def test_values_in_range_move_by_at_most_half_a_step(range_, type_, symmetric, share):
+    found = parameters_of_range(range_, type_, symmetric=symmetric)
+    value = np.array([range_.low + share * range_.width], np.float32)
+    there = quantize(value, found.scale, found.zero_point, type_)
+    back = dequantize(there, found.scale, found.zero_point)
+    # an end of the range may lie half a step outside, as zero had to move onto the grid
+    assert abs(back - value)[0] <= found.scale * (0.5 + 0.5 + 1e-3)
+    inside = found.range[0] <= value[0] <= found.range[1]
+    assert not inside or abs(back - value)[0] <= found.scale * (0.5 + 1e-3)
+
+
+@given(ranges, st.sampled_from(EIGHT_BITS))
+def test_the_grid_reaches_both_ends_of_the_range_to_half_a_step(range_, type_):
+    found = parameters_of_range(range_, type_, symmetric=False)
+    slack = found.scale * 0.501
+    assert found.range[0] <= range_.low + slack
+    assert found.range[1] >= range_.high - slack
+
+
+@given(ranges)
+def test_signed_and_unsigned_parameters_of_one_range_are_128_apart(range_):
+    signed = parameters_of_range(range_, IntType.INT8, symmetric=False)
+    unsigned = parameters_of_range(range_, IntType.UINT8, symmetric=False)
+    assert signed.scale == unsigned.scale
+    assert signed.zero_point + 128 == unsigned.zero_point
+
+
+def test_the_domain_from_0_to_1_has_scale_1_over_255_and_zero_point_minus_128():
+    found = parameters_of_domain(0.0, 1.0, IntType.INT8)
+    assert found == AffineParameters(float(np.float32(1 / 255)), -128, IntType.INT8)
+    assert parameters_of_domain(0.0, 1.0, IntType.UINT8).zero_point == 0
+
+
+def test_a_domain_without_zero_is_widened_to_it():
+    assert parameters_of_domain(30.0, 240.0, IntType.UINT8) == parameters_of_domain(
+        0.0, 240.0, IntType.UINT8
+    )
+
+
+@given(ranges)
+def test_symmetric_parameters_have_the_middle_as_zero_point(range_):
+    assert parameters_of_range(range_, IntType.INT8, symmetric=True).zero_point == 0
+    assert parameters_of_range(range_, IntType.UINT8, symmetric=True).zero_point == 128
+
+
+@pytest.mark.parametrize("width", [0.0, 1e-45, 1e-40, 1e-38])
+def test_a_scale_is_never_subnormal(width):
+    found = parameters_of_range(Range(0.0, width), IntType.INT8, symmetric=False)
+    assert found.scale >= SMALLEST_SCALE
+    assert np.float32(found.scale) == found.scale
+    scales = symmetric_weight_scales(np.full((2, 3), width, np.float32), 0)
+    assert (scales >= SMALLEST_SCALE).all()
+
+
+def test_a_dead_tensor_keeps_values_that_may_yet_come():
+    found = parameters_of_range(Range(0.0, 0.0), IntType.UINT8, symmetric=False)
+    assert found.range == pytest.approx((0.0, 1e-4))
+
+
+weights = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=2, max_dims=4, max_side=5),
+    elements=st.floats(-9, 9, width=32),
+)
+
+
+@given(weights, st.integers(-1, 1))
+def test_weights_move_by_at_most_half_a_step_of_their_channel_and_never_reach_minus_128(w, axis):
+    scales = symmetric_weight_scales(w, axis)
+    shape = [1] * w.ndim
+    shape[axis] = -1
+    by_channel = scales.reshape(shape)
+    integers = quantize(w, by_channel, 0, IntType.INT8)
+    assert integers.min() >= -127
+    back = dequantize(integers, by_channel, 0)
+    assert (abs(back - w) <= by_channel * 0.5001).all()
+
+
+@given(weights)
+def test_the_largest_weight_of_a_channel_is_the_last_integer(w):
+    scales = symmetric_weight_scales(w, 0)
+    largest = np.abs(quantize(w.reshape(len(w), -1), scales[:, None], 0, IntType.INT8)).max(axis=1)
+    alive = np.abs(w).reshape(len(w), -1).max(axis=1) > SMALLEST_SCALE * 128
+    assert (largest[alive] == 127).all()
+
+
+def test_a_channel_of_zeros_gets_scale_1():
+    w = np.array([[0.0, 0.0], [1.27, 0.0]], np.float32)
+    assert symmetric_weight_scales(w, 0).tolist() == [1.0, pytest.approx(0.01)]
