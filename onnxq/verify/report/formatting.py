@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: four significant digits, a true minus, no ``nan`` and no ``inf``."""
+"""Numbers as a reader wants them: four significant digits, no ``nan`` and no ``inf``."""
 
 import math
 

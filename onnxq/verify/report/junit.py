@@ -1,5 +1,6 @@
 """JUnit XML: what CI shows. Whatever is not known to be good is shown as not passed."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,7 @@ from onnxq.verify.report.sections import SEMANTICS
 
 __all__ = ["junit"]
 
+_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 Outcome = Literal["passed", "failure", "error", "skipped"]
 _OUTCOMES: dict[Verdict, Outcome] = {
     "passed": "passed",
@@ -106,4 +108,4 @@ def _add(suite: ElementTree.Element, case: _Case, classname: str) -> None:
 
 def _legal(text: str) -> str:
     """``text`` without the control characters that XML cannot hold."""
-    return "".join(c if c in "\t\n" or c.isprintable() or c > "\x9f" else "�" for c in text)
+    return _ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -3,7 +3,7 @@
 import re
 
 from onnxq.artifacts import VerificationReport
-from onnxq.verify.report.observations import ClassAgreement
+from onnxq.verify.report.observations import ClassAgreement, Pairs
 from onnxq.verify.report.sections import Column, Section, Table, sections
 
 __all__ = ["markdown"]
@@ -11,13 +11,17 @@ __all__ = ["markdown"]
 _RULES = {"number": "---:", "text": "---", "code": "---", "verdict": "---"}
 
 
-def markdown(report: VerificationReport, classes: tuple[ClassAgreement, ...] = ()) -> str:
+def markdown(
+    report: VerificationReport,
+    pair: Pairs | None = None,
+    classes: tuple[ClassAgreement, ...] = (),
+) -> str:
     """All sections but the long ones, which are in ``report.html`` and ``report.json``."""
     head = [
         f"# {report.verdict.upper()}: {_plain(report.name)} for {_plain(report.target)}",
         "\n".join(f"- {_plain(reason)}" for reason in report.reasons),
     ]
-    body = [_section(section) for section in sections(report, classes) if not section.long]
+    body = [_section(section) for section in sections(report, pair, classes) if not section.long]
     foot = (
         f"Made by onnxq {_plain(report.provenance.onnxq)} on {_plain(report.provenance.machine)}. "
         "Plots, ranges and the audit are in report.html, every figure in full in report.json."
@@ -37,7 +41,9 @@ def _table(table: Table) -> str:
     ]
     for row in table.rows:
         cells = [_cell(*pair) for pair in zip(table.columns, row.cells, strict=True)]
-        lines.append([f"**{cell}**" if row.marked and i == 0 else cell for i, cell in enumerate(cells)])
+        lines.append(
+            [f"**{cell}**" if row.marked and i == 0 else cell for i, cell in enumerate(cells)]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -52,7 +58,9 @@ def _is_simple(text: str) -> bool:
 
 def _plain(text: str) -> str:
     """``text`` on one line, with what Markdown or HTML would take for its own made harmless."""
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", _line(text)).replace("&", "&amp;").replace("<", "&lt;")
+    return (
+        re.sub(r"([\\`*_\[\]|])", r"\\\1", _line(text)).replace("&", "&amp;").replace("<", "&lt;")
+    )
 
 
 def _line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Predictions beside labels: pairs of numbers for a regression, agreement by class for a classifier."""
+"""Predictions beside labels: pairs of a regression, a classifier's agreement by class."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Numbers = Float[np.ndarray, " m"]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Label and predictions of the same samples, each ``(m,)``; ``left_out`` more were not finite."""
+    """Label and predictions of the same samples; ``left_out`` more were not finite."""
 
     label: Numbers
     fp32: Numbers
@@ -80,7 +80,9 @@ def agreement(predictions: Predictions, samples: Samples) -> tuple[ClassAgreemen
     fp32, int8 = _classes(predictions["fp32"]), _classes(predictions["int8"])
     if fp32 is None or int8 is None:
         return ()
-    return tuple(_class(str(label), labels == label, (fp32, int8, labels)) for label in _present(labels))
+    return tuple(
+        _class(str(label), labels == label, (fp32, int8, labels)) for label in _present(labels)
+    )
 
 
 def _present(labels: Shaped[np.ndarray, " n"]) -> list[int]:

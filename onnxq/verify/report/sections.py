@@ -3,7 +3,7 @@ the same ones. A section without anything to say is left out."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from onnxq.artifacts import LayerDistance, MetricRow, VerificationReport
 from onnxq.verify.report.formatting import (
@@ -14,10 +14,11 @@ from onnxq.verify.report.formatting import (
     number,
     percent,
 )
-from onnxq.verify.report.observations import ClassAgreement
+from onnxq.verify.report.observations import ClassAgreement, Pairs, limits_of_agreement
 
-__all__ = ["SEMANTICS", "WORST_LAYERS", "Column", "Row", "Section", "Table", "sections", "worst"]
+__all__ = ["SEMANTICS", "Column", "Row", "Section", "Table", "label_unit", "sections", "worst"]
 
+Item = TypeVar("Item")
 WORST_LAYERS = 10
 SEMANTICS = {"runtime": "as the runtime executes it", "graph": "as the graph says"}
 _OTHER = {"runtime": "graph", "graph": "runtime"}
@@ -50,7 +51,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the report. ``folded`` ones open on a click, ``long`` ones are not in Markdown."""
+    """One part of the report. ``folded`` ones open on a click, ``long`` ones Markdown omits."""
 
     id: str
     title: str
@@ -61,12 +62,14 @@ class Section:
 
 
 def sections(
-    report: VerificationReport, classes: Sequence[ClassAgreement] = ()
+    report: VerificationReport, pair: Pairs | None = None, classes: Sequence[ClassAgreement] = ()
 ) -> tuple[Section, ...]:
-    """All sections that have something to say, except those that are plots only."""
+    """All sections that have something to say."""
     made: Iterable[Section] = (
         _gates(report),
         _metrics(report),
+        _predictions(report, pair),
+        _agreement(report, pair),
         _classes(classes),
         _groups(report),
         _layers(report),
@@ -89,11 +92,11 @@ def worst(layers: Sequence[LayerDistance]) -> tuple[LayerDistance, ...]:
     return tuple(sorted(layers, key=lambda layer: layer.sqnr_db)[:WORST_LAYERS])
 
 
-def _table[T](
+def _table(
     columns: Sequence[Column],
-    items: Iterable[T],
-    cells: Callable[[T], Sequence[str]],
-    marked: Callable[[T], bool] = lambda _: False,
+    items: Iterable[Item],
+    cells: Callable[[Item], Sequence[str]],
+    marked: Callable[[Item], bool] = lambda _: False,
 ) -> Table:
     rows = tuple(Row(tuple(cells(item)), marked(item)) for item in items)
     return Table(tuple(columns), rows)
@@ -175,6 +178,58 @@ def _metric_cells(row: MetricRow) -> tuple[str, ...]:
         f"{seen.method}, {integer(seen.count)} {seen.units}" if seen else MISSING,
         number(row.baseline),
     )
+
+
+def label_unit(report: VerificationReport) -> str:
+    """Unit of labels and predictions, where the headline metric has the same; else nothing."""
+    headline = report.comparison.metrics[0] if report.comparison.metrics else None
+    if headline is None or headline.better != "lower" or headline.unit in {"share", "%"}:
+        return ""
+    return headline.unit
+
+
+def _titled(title: str, unit: str) -> str:
+    return f"{title} ({unit})" if unit else title
+
+
+def _predictions(report: VerificationReport, pair: Pairs | None) -> Section:
+    if pair is None:
+        return Section("predictions", "Predictions")
+    unit = label_unit(report)
+    titles = [_titled(title, unit) for title in ("Lowest", "Mean", "Highest", "Standard deviation")]
+    table = _table(
+        (*_text("Values"), *_numbers(*titles)),
+        (("Labels", pair.label), ("FP32", pair.fp32), ("INT8", pair.int8)),
+        lambda item: (
+            item[0],
+            *(number(float(value)) for value in (item[1].min(), item[1].mean(), item[1].max())),
+            number(float(item[1].std(ddof=1))),
+        ),
+    )
+    left_out = f" {integer(pair.left_out)} that are not finite are left out." * bool(pair.left_out)
+    lead = f"{integer(len(pair.label))} predictions against their labels.{left_out}"
+    return Section("predictions", "Predictions", lead, (table,))
+
+
+def _agreement(report: VerificationReport, pair: Pairs | None) -> Section:
+    if pair is None:
+        return Section("agreement", "INT8 against FP32")
+    limits = limits_of_agreement(pair)
+    difference = pair.int8 - pair.fp32
+    inside = (difference >= limits.low) & (difference <= limits.high)
+    facts = (
+        (_titled("Bias", label_unit(report)), number(limits.bias)),
+        (_titled("Lower limit", label_unit(report)), number(limits.low)),
+        (_titled("Upper limit", label_unit(report)), number(limits.high)),
+        (_titled("Largest difference", label_unit(report)), number(float(abs(difference).max()))),
+        ("Differences between the limits (%)", percent(float(inside.mean()))),
+    )
+    table = _table((*_text("INT8 − FP32"), *_numbers("Value")), facts, lambda fact: fact)
+    lead = (
+        "Differences between the two models, whatever the label: 95 % of them are expected between "
+        "the limits of agreement, bias ± 1.96 sd (Bland and Altman 1986)."
+    )
+    return Section("agreement", "INT8 against FP32", lead, (table,))
 
 
 def _classes(classes: Sequence[ClassAgreement]) -> Section:
@@ -328,7 +383,7 @@ def _audit(report: VerificationReport) -> Section:
             row.weight_type or MISSING,
             integer(row.weight_levels),
             integer(row.weight_channels),
-            "; ".join(row.faults) or "none",
+            "; ".join(row.faults) or MISSING,
         ),
         lambda row: bool(row.faults),
     )
@@ -345,9 +400,7 @@ def _sizes(report: VerificationReport) -> Section:
         lambda line: (
             line.what,
             number(line.fp32_bytes / factor, trim=factor == 1),
-            number(
-                None if line.int8_bytes is None else line.int8_bytes / factor, trim=factor == 1
-            ),
+            number(None if line.int8_bytes is None else line.int8_bytes / factor, trim=factor == 1),
             f"{number(line.fp32_bytes / line.int8_bytes, 3)}×" if line.int8_bytes else MISSING,
         ),
     )

@@ -32,7 +32,7 @@ def write_reports(
     seen, classes = pairs(predictions, samples), agreement(predictions, samples)
     written = {
         "report.json": report.model_dump_json(indent=2) + "\n",
-        "report.md": markdown(report, classes),
+        "report.md": markdown(report, seen, classes),
         "junit.xml": junit(report),
         "report.html": html(report, seen, classes),
     }

@@ -1,0 +1,158 @@
+"""The report as one HTML file that needs nothing else: no script, font or picture from outside."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jinja2
+from markupsafe import Markup
+
+from onnxq.artifacts import LayerDistance, Verdict, VerificationReport
+from onnxq.verify.report.formatting import byte_unit, integer, interval, number, percent
+from onnxq.verify.report.observations import ClassAgreement, Pairs, limits_of_agreement
+from onnxq.verify.report.plots import VARIANTS, bland_altman, by_group, scatter
+from onnxq.verify.report.sections import label_unit, sections, worst
+
+__all__ = ["html"]
+
+_SIGNS: dict[Verdict, str] = {
+    "passed": "✓",
+    "failed": "✕",
+    "inconclusive": "?",
+    "unverified": "!",
+}
+_MEANINGS: dict[Verdict, str] = {
+    "passed": "Every gate is met.",
+    "failed": "INT8 is worse than allowed.",
+    "inconclusive": "The measurement does not settle it.",
+    "unverified": "Nothing was shown about this file.",
+}
+_FULL_BAR_DB = 40.0  # a bar is full at this SQNR, or at the highest there is
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A plot and its caption."""
+
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """One key figure."""
+
+    title: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """SQNR of one tensor; ``share`` of the full width in percent."""
+
+    tensor: str
+    op_type: str
+    value: str
+    share: float
+    worst: bool
+
+
+def html(
+    report: VerificationReport,
+    pair: Pairs | None = None,
+    classes: Sequence[ClassAgreement] = (),
+) -> str:
+    """The whole page. Everything that comes from outside is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("onnxq.verify.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    bars = _bars(report.layers)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        sign=_SIGNS[report.verdict],
+        meaning=_MEANINGS[report.verdict],
+        signs=_SIGNS,
+        tiles=_tiles(report),
+        sections=sections(report, pair, classes),
+        figures=_figures(report, pair),
+        bars=bars,
+        full_bar=number(_full_bar(report.layers), 3),
+        options=json.dumps(report.provenance.options, indent=2, ensure_ascii=False, default=str),
+    )
+
+
+def _figures(report: VerificationReport, pair: Pairs | None) -> dict[str, tuple[_Figure, ...]]:
+    """Plots by the section that they stand in."""
+    figures: dict[str, tuple[_Figure, ...]] = {}
+    unit, headline = label_unit(report), report.comparison.metrics[:1]
+    if pair is not None:
+        figures["predictions"] = tuple(
+            _Figure(
+                Markup(scatter(pair, variant, unit)),
+                f"{variant.upper()} against the label"
+                + "".join(
+                    f"; {row.metric} {number(getattr(row, variant))} {row.unit}" for row in headline
+                )
+                + ". Dashed: perfect. Shaded: where the labels lie.",
+            )
+            for variant in VARIANTS
+        )
+        figures["agreement"] = (
+            _Figure(
+                Markup(bland_altman(pair, limits_of_agreement(pair), unit)),
+                "Bland–Altman plot. Solid: bias. Dashed: 95 % limits of agreement.",
+            ),
+        )
+    if report.comparison.by_group and headline:
+        row, worst_group = headline[0], report.comparison.worst_group
+        title = f"{row.metric} ({row.unit})" if row.unit else row.metric
+        svg = by_group(report.comparison.by_group, worst_group, title)
+        figures["groups"] = (_Figure(Markup(svg), "FP32 and INT8, the most worsened first."),)
+    return figures
+
+
+def _tiles(report: VerificationReport) -> tuple[_Tile, ...]:
+    """The figures that a reader looks for first."""
+    tiles = []
+    for row in report.comparison.metrics[:1]:
+        seen = f" {interval(row.interval.low, row.interval.high)}" if row.interval else ""
+        worse = f"worse by {number(row.increase, 3)}{seen}" if row.increase is not None else ""
+        title = f"{row.metric} ({row.unit})" if row.unit else row.metric
+        tiles.append(_Tile(title, f"{number(row.fp32, 3)} → {number(row.int8, 3)}", worse))
+    before, after = report.fp32.size_bytes, report.int8.size_bytes
+    if before and after:
+        unit, factor = byte_unit(max(before, after))
+        sizes = f"{number(before / factor, 3)} → {number(after / factor, 3)} {unit}"
+        tiles.append(_Tile("file size", f"{number(before / after, 3)}× smaller", sizes))
+    macs, operators = report.coverage.macs, report.coverage.operators
+    if macs.total:
+        counted = f"{integer(operators.integer)} of {integer(operators.total)} operators"
+        tiles.append(_Tile("integer MACs", f"{percent(macs.fraction)} %", counted))
+    for at in worst(report.layers)[:1]:
+        tiles.append(_Tile("worst tensor", f"{number(at.sqnr_db, 3)} dB", at.tensor))
+    return tuple(tiles)
+
+
+def _full_bar(layers: Sequence[LayerDistance]) -> float:
+    finite = [layer.sqnr_db for layer in layers if math.isfinite(layer.sqnr_db)]
+    return max([_FULL_BAR_DB, *finite])
+
+
+def _bars(layers: Sequence[LayerDistance]) -> tuple[_Bar, ...]:
+    full, low = _full_bar(layers), {layer.tensor for layer in worst(layers)}
+    return tuple(
+        _Bar(
+            layer.tensor,
+            layer.op_type,
+            number(layer.sqnr_db, 3),
+            100 * min(max(layer.sqnr_db, 0.0) / full, 1.0) if not math.isnan(layer.sqnr_db) else 0,
+            layer.tensor in low,
+        )
+        for layer in layers
+    )
