@@ -91,10 +91,12 @@ def accuracy_and_size(build: Path, folder: Path) -> None:
     reference = predicted(fp32, evaluation)
     for name, path in (("onnxq", ours), ("onnxruntime", theirs)):
         rates = predicted(path, evaluation)
+        gap = np.abs(rates - reference)
+        maes = [np.abs(values - labels).mean() for values in (rates, reference)]
         show(
             f"distance to FP32, {name} (BPM)",
-            f"mean {np.abs(rates - reference).mean():.3f}, worst {np.abs(rates - reference).max():.2f}",
-            f"MAE {np.abs(rates - labels).mean():.3f}, FP32 {np.abs(reference - labels).mean():.3f}",
+            f"mean {gap.mean():.3f}, worst {gap.max():.2f}",
+            f"MAE {maes[0]:.3f}, FP32's {maes[1]:.3f}",
         )
 
 

@@ -14,7 +14,7 @@ from onnxq.export.rewrites.castlike import resolve_castlike
 from onnxq.export.rewrites.defaults import drop_defaults
 from onnxq.export.rewrites.fold_batchnorm import fold_batchnorm
 from onnxq.export.rewrites.gemm import matmul_add_to_gemm
-from onnxq.export.rewrites.global_pool import mean_to_global_pool
+from onnxq.export.rewrites.global_pool import mean_to_global_pool, whole_pool_to_global_pool
 from onnxq.export.rewrites.reshape import drop_allowzero, merge_reshapes
 from onnxq.export.rewrites.transpose import merge_transposes
 
@@ -25,6 +25,7 @@ REWRITES: dict[str, Rewrite] = {
     "made Gemm of {} MatMul + Add": matmul_add_to_gemm,
     "folded {} BatchNormalization": fold_batchnorm,
     "made GlobalAveragePool of {} ReduceMean": mean_to_global_pool,
+    "made GlobalAveragePool of {} AveragePool": whole_pool_to_global_pool,
     "merged {} Transposes": merge_transposes,
     "merged {} views": merge_reshapes,
     "dropped `allowzero` of {} Reshape": drop_allowzero,

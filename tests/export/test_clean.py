@@ -236,3 +236,28 @@ def test_attributes_at_their_default_are_dropped_and_others_kept():
     names = {attribute.name for attribute in cleaned.graph.node[0].attribute}
     assert names == {"kernel_shape", "strides"}
     assert_same(model, cleaned, x=random(1, 2, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "whole"),
+    [
+        ("kernel_shape = [4, 6]", True),
+        ("kernel_shape = [4, 6], strides = [4, 6]", True),
+        ("kernel_shape = [2, 6]", False),
+        ("kernel_shape = [4, 6], pads = [0, 0, 0, 1]", False),
+    ],
+)
+def test_only_an_average_pool_over_the_whole_map_is_a_global_pool(attributes, whole):
+    columns = 2 if "pads" in attributes else 1
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[2,3,4,6] x) => (float[2,3,{3 if "[2, 6]" in attributes else 1},{columns}] y)
+        {{ y = AveragePool<{attributes}>(x) }}"""
+    )
+    cleaned, _ = clean(model)
+    assert [node.op_type for node in cleaned.graph.node] == [
+        "GlobalAveragePool" if whole else "AveragePool"
+    ]
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
+    wanted, got = (ReferenceEvaluator(m).run(None, {"x": x})[0] for m in (model, cleaned))
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
