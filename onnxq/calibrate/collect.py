@@ -23,7 +23,9 @@ def float_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
     }
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value.name for value in model.graph.input if value.name not in constants]
-    computed = [name for node in model.graph.node for name in node.output if name]
+    computed = [
+        name for node in model.graph.node if node.op_type != "Constant" for name in node.output
+    ]
     return tuple(n for n in (*inputs, *computed) if types.get(n) == onnx.TensorProto.FLOAT)
 
 
@@ -55,7 +57,7 @@ def collect(
                 node = producers[name]
                 raise DataError(
                     f"{node.op_type} `{node.name}` computes {_first_bad(values)} in float",
-                    where=f"sample {index}, tensor `{name}`",
+                    where=f"sample {reader.number(index)}, tensor `{name}`",
                     do="look at that sample; the FP32 model itself overflows on it",
                 )
             summaries[name].add(values)

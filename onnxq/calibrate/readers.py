@@ -36,6 +36,10 @@ class SampleReader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime 
     def __len__(self) -> int:
         return len(self._samples)
 
+    def number(self, index: int) -> int:
+        """The place of the sample in its source."""
+        return self._samples.number(index)
+
     def get_next(self) -> dict[str, Array] | None:
         """Inputs of the next sample, with a batch axis of 1."""
         return next(self._rows, None)

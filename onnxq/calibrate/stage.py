@@ -91,6 +91,7 @@ def ranges_of(
     return {
         name: _range_of(summary, section, options, pins.get(name))
         for name, summary in summaries.items()
+        if summary.count  # a tensor without elements has no range, and is never quantized
     }
 
 
