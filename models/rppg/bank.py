@@ -14,7 +14,7 @@ from models.rppg.ubfc import Recording
 from models.rppg.windows import BPM_RANGE, choose_windows
 from onnxq.errors import DataError
 
-__all__ = ["Bank", "augmented", "bank_of", "gathered", "shrunk"]
+__all__ = ["Bank", "augmented", "bank_of", "gathered", "magnified", "shrunk"]
 
 TEMPO = (0.5, 2.0)
 BIN_BPM = 10.0
@@ -74,16 +74,15 @@ def shrunk(pixels: UInt8[Tensor, "n 3 36 36 3"], px: int) -> Tensor:
     if PATCH_PX % px:
         raise DataError(f"{PATCH_PX} px cannot be averaged to {px}", do="use 4, 6, 9, 12 or 18")
     parts = []
-    for part in pixels.split(512):
+    for part in torch.split(pixels, 512):
         planes = part.float().permute(0, 1, 4, 2, 3).flatten(0, 1)
         small = avg_pool2d(planes, PATCH_PX // px)
-        parts.append(small.unflatten(0, (-1, ROIS)).permute(0, 1, 3, 4, 2).contiguous())
+        regions = small.reshape(-1, ROIS, CHANNELS, px, px)
+        parts.append(regions.permute(0, 1, 3, 4, 2).contiguous())
     return torch.cat(parts)
 
 
-def gathered(
-    pixels: Tensor, rows: Int[np.ndarray, "b 8"]
-) -> Float32[Tensor, "b 8 3 h w 3"]:
+def gathered(pixels: Tensor, rows: Int[np.ndarray, "b 8"]) -> Float32[Tensor, "b 8 3 h w 3"]:
     """Windows of the given frames, RGB in [0, 1]."""
     return pixels[torch.from_numpy(rows)].float().div_(255)
 
@@ -95,8 +94,24 @@ def augmented(windows: Float32[Tensor, "b 8 3 h w 3"]) -> Float32[Tensor, "b 8 3
     """
     count = len(windows)
     level = torch.empty(count, 1).uniform_(0.75, 1.2)
-    colour = torch.empty(count, CHANNELS).uniform_(0.92, 1.08)
+    colour = torch.empty(count, CHANNELS).uniform_(0.95, 1.05)
     lit = (windows * (level * colour)[:, None, None, None, None]).clamp_(0, 1)
     mirrored = lit[:, :, [0, 2, 1]].flip(4)
     flags = (torch.rand(count) < 0.5)[:, None, None, None, None, None]
     return torch.where(flags, mirrored, lit)
+
+
+def magnified(
+    windows: Float32[Tensor, "b 8 3 h w 3"], gain: float
+) -> Float32[Tensor, "b 8 3 h w 3"]:
+    """Windows whose regions depart ``gain`` times as far from their mean colour over time.
+
+    The colour of a whole region is changed, not its texture: training begins with a pulse that
+    cannot be overlooked. After Wu et al. 2012, Eulerian video magnification, doi
+    10.1145/2185520.2185561.
+    """
+    if gain == 1:
+        return windows
+    colour = windows.mean(dim=(3, 4), keepdim=True)
+    departure = colour - colour.mean(dim=1, keepdim=True)
+    return (windows + (gain - 1) * departure).clamp_(0, 1)

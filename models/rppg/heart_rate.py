@@ -21,9 +21,10 @@ def bpm_from_ppg(
     """Heart rate in BPM at every sample; NaN everywhere if fewer than two beats are found.
 
     Butterworth band-pass of order 3, 0.7 to 3 Hz, without phase shift, then standardised; peaks at
-    least 0.35 s apart, of prominence 0.1 and width 3 samples, placed between samples by a parabola; beats of 0.3 to 1.5 s and 40 to 160
-    BPM; beats more than 25 % off the median of the five around them are left out; each beat's rate
-    holds at its middle and is interpolated between. The first and last value hold to the ends.
+    least 0.35 s apart, of prominence 0.1 and width 3 samples, placed between samples by a parabola;
+    beats of 0.3 to 1.5 s and 40 to 160 BPM; beats more than 25 % off the median of the five around
+    them are left out; each beat's rate holds at its middle and is interpolated between. The first
+    and last value hold to the ends.
     """
     rate_hz = 1 / float(np.median(np.diff(seconds)))
     sections = signal.butter(FILTER_ORDER, PASS_BAND_HZ, "bandpass", fs=rate_hz, output="sos")
@@ -40,7 +41,7 @@ def bpm_from_ppg(
     middles, bpm = _clean_beats(_refined(wave, peaks, seconds))
     if len(bpm) < FEWEST_BEATS:
         return np.full(len(ppg), np.nan)
-    return np.interp(seconds, middles, bpm)
+    return np.asarray(np.interp(seconds, middles, bpm))
 
 
 def _refined(
@@ -52,7 +53,8 @@ def _refined(
     """
     before, at, after = wave[peaks - 1], wave[peaks], wave[peaks + 1]
     offset = 0.5 * (before - after) / (before - 2 * at + after)
-    return np.interp(peaks + offset.clip(-0.5, 0.5), np.arange(len(seconds)), seconds)
+    places = peaks + offset.clip(-0.5, 0.5)
+    return np.asarray(np.interp(places, np.arange(len(seconds)), seconds))
 
 
 def _clean_beats(

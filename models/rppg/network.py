@@ -14,6 +14,18 @@ FEATURES = 16  # per region and frame
 LOWEST_BPM, SPAN_BPM = 30.0, 150.0
 
 
+class WholeMapAverage(nn.Module):
+    """Mean of every feature map, kept as a map of 1 x 1.
+
+    As an average pool of the map's size it is exported as AveragePool, which every target has;
+    ``nn.AdaptiveAvgPool2d(1)`` is exported by torch 2.13 as ReduceMean, Reshape, Gather.
+    """
+
+    def forward(self, maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 1 1"]:
+        """Average over height and width."""
+        return nn.functional.avg_pool2d(maps, maps.shape[-2:])
+
+
 class UltraLightRPPG(nn.Module):
     """A convolutional network on every patch (9,840 parameters), then one over time (10,353).
 
@@ -29,7 +41,7 @@ class UltraLightRPPG(nn.Module):
             *_conv_bn_relu(16, 32),
             nn.MaxPool2d(2),
             *_conv_bn_relu(32, FEATURES),
-            nn.AdaptiveAvgPool2d(1),
+            WholeMapAverage(),
         )
         self.pooled_features: nn.Module = nn.Identity()
         self.temporal = nn.Sequential(

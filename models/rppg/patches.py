@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +55,8 @@ def read_patches(video: Path) -> Patches:
     by area interpolation. Raises DataError for a video that does not open or has no frame.
     """
     cascade = cv2.CascadeClassifier(_cascade_file())
-    pixels, row_of_frame = [], []
+    pixels: list[UInt8[np.ndarray, "3 36 36 3"]] = []
+    row_of_frame: list[int] = []
     for frame in _frames(video):
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         faces = cascade.detectMultiScale(
@@ -64,7 +64,9 @@ def read_patches(video: Path) -> Patches:
         )
         row_of_frame.append(len(pixels) if len(faces) else -1)
         if len(faces):
-            left, top, width, height = max(faces.tolist(), key=lambda face: face[2] * face[3])
+            left, top, width, height = max(
+                np.asarray(faces).tolist(), key=lambda face: face[2] * face[3]
+            )
             pixels.append(cut_patches(frame, (left, top, width, height)))
     if not row_of_frame:
         raise DataError("no frame can be read", where=str(video), do="copy the video again")
@@ -131,4 +133,4 @@ def _frames(video: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
 
 def _cascade_file() -> str:
     # OpenCV's type stubs leave `data` out; version 5 leaves the cascades out
-    return os.path.join(cv2.data.haarcascades, CASCADE)  # type: ignore[attr-defined]
+    return str(Path(cv2.data.haarcascades) / CASCADE)  # type: ignore[attr-defined]

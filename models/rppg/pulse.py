@@ -41,7 +41,7 @@ def pulse_wave(cycle: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     shoulder and a faint dicrotic wave (cf. Elgendi 2012, doi 10.2174/157340312801215782).
     """
     one_beat = _beat(GRID)
-    return (_beat(cycle) - one_beat.mean()) / np.ptp(one_beat)
+    return np.asarray((_beat(cycle) - one_beat.mean()) / np.ptp(one_beat))
 
 
 def _beat(cycle: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -88,7 +88,8 @@ def _portrait(
     traits: Traits,
 ) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w 1"]]:
     """The picture in grey levels with this subject's skin, and the share of skin in each pixel."""
-    picture = np.ascontiguousarray(data.astronaut()[PORTRAIT])
+    astronaut: UInt8[np.ndarray, "512 512 3"] = data.astronaut()  # type: ignore[no-untyped-call]
+    picture = np.ascontiguousarray(astronaut[PORTRAIT])
     skin = _skin(picture)
     tone = (1 - traits.tone) * SKIN_LIGHT + traits.tone * SKIN_DARK
     coloured = (picture / 255.0) ** traits.gamma * (1 + skin * (tone - 1)) * traits.light
@@ -104,16 +105,14 @@ def _skin(picture: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 1"]:
     ellipse = np.zeros(red.shape, np.uint8)
     cv2.ellipse(ellipse, FACE_CENTRE, FACE_AXES, 0, 0, 360, 1, cv2.FILLED)
     share = (colour & (ellipse == 1)).astype(np.float32)
-    return cv2.GaussianBlur(share, (0, 0), 1.5)[..., np.newaxis].astype(np.float64)
+    return np.asarray(cv2.GaussianBlur(share, (0, 0), 1.5), np.float64)[..., np.newaxis]
 
 
-def _light(
-    traits: Traits, count: int, rng: np.random.Generator
-) -> Float[np.ndarray, " n"]:
+def _light(traits: Traits, count: int, rng: np.random.Generator) -> Float[np.ndarray, " n"]:
     seconds = np.arange(count) / FPS
     drift = traits.drift * np.sin(2 * np.pi * (seconds / traits.drift_s + rng.uniform()))
     flicker = traits.flicker * np.sin(2 * np.pi * (seconds * traits.flicker_hz + rng.uniform()))
-    return (1 + drift + flicker).astype(np.float32)
+    return np.asarray(1 + drift + flicker, np.float32)
 
 
 def _noise_pool(traits: Traits, rng: np.random.Generator) -> Float[np.ndarray, "h w 3"]:
@@ -122,9 +121,7 @@ def _noise_pool(traits: Traits, rng: np.random.Generator) -> Float[np.ndarray, "
     return (traits.noise * rng.standard_normal(shape)).astype(np.float32)
 
 
-def _poses(
-    traits: Traits, count: int, rng: np.random.Generator
-) -> Float[np.ndarray, "n 2 3"]:
+def _poses(traits: Traits, count: int, rng: np.random.Generator) -> Float[np.ndarray, "n 2 3"]:
     """Affine maps from the picture to each frame: the head drifts, nods, comes nearer."""
     sway = gaussian_filter1d(rng.standard_normal((count, 4)), FPS / 2, axis=0, mode="reflect")
     sway /= sway.std(axis=0) + 1e-12

@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -103,9 +103,9 @@ def _write_video(
     path: Path, traits: Traits, pulse: Float[np.ndarray, " n"], rng: np.random.Generator
 ) -> None:
     if traits.lossless:
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), FPS, FRAME_SIZE)
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"FFV1"), FPS, FRAME_SIZE)
     else:
-        motion_jpeg = cv2.VideoWriter_fourcc(*"MJPG")
+        motion_jpeg = cv2.VideoWriter.fourcc(*"MJPG")
         writer = cv2.VideoWriter(str(path), cv2.CAP_OPENCV_MJPEG, motion_jpeg, FPS, FRAME_SIZE)
         writer.set(cv2.VIDEOWRITER_PROP_QUALITY, traits.quality)
     if not writer.isOpened():
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     written = 0
     context = get_context("spawn")  # a forked OpenCV may hang
     with ProcessPoolExecutor(chosen.processes, context, initializer=_one_thread) as pool:
-        done = pool.map(write_subject, todo)
+        done: Iterable[bool] = pool.map(write_subject, todo)
         if console.is_terminal:
             done = track(done, "synthetic subjects", len(todo), console=console)
         for job, fresh in zip(todo, done, strict=True):

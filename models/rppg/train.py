@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TypeVar
 
 import numpy as np
@@ -22,9 +23,9 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.rppg.bank import Bank, augmented, bank_of, gathered, shrunk
+from models.rppg.bank import Bank, augmented, bank_of, gathered, magnified, shrunk
 from models.rppg.data import CACHE, read_recordings
-from models.rppg.network import PATCH_PX, UltraLightRPPG
+from models.rppg.network import CHANNELS, PATCH_PX, ROIS, UltraLightRPPG
 from models.rppg.ubfc import Recording, subject_folders
 from models.rppg.windows import samples_of
 from onnxq.errors import CheckpointError, DataError
@@ -38,6 +39,8 @@ SHIPPED = Path(__file__).parent / "checkpoints" / "rppg.safetensors"
 STRIDE = 5
 VALIDATION_EVERY = 4  # of the training subjects, one in four judges the strides
 STUDY_HOP = 8
+WARM_UP = 100  # steps
+DIFFERENCE_GAIN = 5.0
 
 
 class FeatureNoise(nn.Module):
@@ -71,6 +74,8 @@ class Plan:
     batches: int = 100  # an epoch
     batch: int = 64
     rate: float = 3e-3
+    magnification: float = 8.0  # of the pulse at the start; it falls to 1
+    magnified_share: float = 0.6  # of the training
     noise_steps: float = 1.5
 
     @property
@@ -90,8 +95,10 @@ def train(
     """
     torch.manual_seed(plan.seed)
     network = UltraLightRPPG()
+    _begin_with_differences(network)
     network.pooled_features = FeatureNoise(plan.noise_steps)
-    network.to(memory_format=torch.channels_last)
+    # torch's stubs leave this form of `to` out
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), lr=plan.rate)
     done = _resume(network, optimizer, plan, state_file)
     small = shrunk(bank.pixels, plan.small_px) if done < plan.small_epochs else bank.pixels
@@ -102,6 +109,17 @@ def train(
                 torch.save(_state(network, optimizer, plan, epoch + 1), temporary)
     network.pooled_features = nn.Identity()
     return network.eval()
+
+
+@torch.no_grad()
+def _begin_with_differences(network: UltraLightRPPG) -> None:
+    """Make the first temporal layer blind to what does not change, and sensitive to what does.
+
+    The pulse is a hundredth of a feature, the subject's looks are the rest: from an ordinary
+    beginning Adam stays at the mean heart rate for thousands of steps.
+    """
+    first = next(module for module in network.temporal if isinstance(module, nn.Conv1d))
+    first.weight.sub_(first.weight.mean(dim=-1, keepdim=True)).mul_(DIFFERENCE_GAIN)
 
 
 def _train_epoch(
@@ -118,16 +136,29 @@ def _train_epoch(
     pixels = small if epoch < plan.small_epochs else bank.pixels
     network.train()
     for number, batch in enumerate(chosen):
-        share = (epoch + number / plan.batches) / plan.epochs
+        step = epoch * plan.batches + number
         for group in optimizer.param_groups:
-            group["lr"] = plan.rate * 0.5 * (1 + math.cos(math.pi * share))
+            group["lr"] = _rate(plan, step)
         wanted = torch.from_numpy(bank.bpm[batch]).float()
-        found = network(augmented(gathered(pixels, bank.rows[batch])))[:, 0]
+        windows = augmented(gathered(pixels, bank.rows[batch]))
+        found = network(magnified(windows, _gain(plan, step)))[:, 0]
         loss = nn.functional.smooth_l1_loss(found / 10, wanted / 10)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
+
+
+def _rate(plan: Plan, step: int) -> float:
+    """Learning rate: up in 100 steps, then down as a cosine to 0."""
+    share = step / (plan.epochs * plan.batches)
+    return plan.rate * min(1, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _gain(plan: Plan, step: int) -> float:
+    """Magnification of the pulse: from the plan's straight down to 1."""
+    share = step / (plan.epochs * plan.batches)
+    return 1 + (plan.magnification - 1) * max(0.0, 1 - share / plan.magnified_share)
 
 
 def _state(
@@ -159,9 +190,11 @@ def _resume(
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         return int(state["epochs"])
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as fault:
+    except (OSError, EOFError, UnpicklingError, RuntimeError, LookupError, TypeError) as fault:
         raise CheckpointError(
-            f"cannot be resumed from: {fault}", where=str(state_file), do="delete it to start anew"
+            f"cannot be resumed from: {type(fault).__name__}",
+            where=str(state_file),
+            do="delete it to start anew",
         ) from fault
 
 
@@ -177,7 +210,7 @@ def predict(
         for first in range(0, len(samples), 32):
             rows = [samples.row(i)["input"] for i in range(first, min(first + 32, len(samples)))]
             pixels = torch.from_numpy(np.concatenate(rows) * 255).flatten(0, 1)
-            windows = shrunk(pixels, px).unflatten(0, (len(rows), -1)) / 255
+            windows = shrunk(pixels, px).reshape(len(rows), -1, ROIS, px, px, CHANNELS) / 255
             found.append(network(windows)[:, 0].numpy())
     return np.concatenate(found).astype(np.float64), samples.labels
 

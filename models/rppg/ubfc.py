@@ -76,9 +76,7 @@ def read_ground_truth(path: Path) -> GroundTruth:
             raise DataError(f"{name}: {fault}", where=str(path), do=remedy) from fault
         if not np.isfinite(row).all():
             first = int(np.flatnonzero(~np.isfinite(row))[0])
-            raise DataError(
-                f"{name}: value {first} is {row[first]}", where=str(path), do=remedy
-            )
+            raise DataError(f"{name}: value {first} is {row[first]}", where=str(path), do=remedy)
         rows.append(row)
     counts = {len(row) for row in rows}
     if len(counts) > 1 or min(counts) < FEWEST_SAMPLES:

@@ -83,7 +83,7 @@ class PatchWindows:
         patches = self.sources[int(self.source[index])]
         frames = int(self.starts[index]) + self.stride * np.arange(WINDOW_FRAMES)
         pixels = patches.pixels[patches.row_of_frame[frames]]
-        return pixels.astype(np.float32) / np.float32(255)
+        return np.asarray(pixels.astype(np.float32) / np.float32(255))
 
 
 def samples_of(name: str, recordings: Sequence[Recording], stride: int, hop: int) -> Samples:
