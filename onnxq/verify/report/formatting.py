@@ -53,9 +53,9 @@ def percent(fraction: float | None) -> str:
     return f"{100 * fraction:.1f}".replace("-", "−")
 
 
-def interval(low: float, high: float) -> str:
+def interval(low: float, high: float, digits: int = 4) -> str:
     """``[low, high]``."""
-    return f"[{number(low)}, {number(high)}]"
+    return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
 def byte_unit(largest: int) -> tuple[str, int]:

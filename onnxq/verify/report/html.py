@@ -9,10 +9,12 @@ import jinja2
 from markupsafe import Markup
 
 from onnxq.artifacts import LayerDistance, Verdict, VerificationReport
+from onnxq.verify.report.contents import WORST_LAYERS, worst
 from onnxq.verify.report.formatting import byte_unit, integer, interval, number, percent
 from onnxq.verify.report.observations import ClassAgreement, Pairs, limits_of_agreement
 from onnxq.verify.report.plots import VARIANTS, bland_altman, by_group, scatter
-from onnxq.verify.report.sections import label_unit, sections, worst
+from onnxq.verify.report.quality import label_unit
+from onnxq.verify.report.sections import sections
 
 __all__ = ["html"]
 
@@ -33,10 +35,11 @@ _FULL_BAR_DB = 40.0  # a bar is full at this SQNR, or at the highest there is
 
 @dataclass(frozen=True)
 class _Figure:
-    """A plot and its caption."""
+    """A plot and its caption; ``keys`` says which colour is which model."""
 
     svg: Markup
     caption: str
+    keys: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def _figures(report: VerificationReport, pair: Pairs | None) -> dict[str, tuple[
         row, worst_group = headline[0], report.comparison.worst_group
         title = f"{row.metric} ({row.unit})" if row.unit else row.metric
         svg = by_group(report.comparison.by_group, worst_group, title)
-        figures["groups"] = (_Figure(Markup(svg), "FP32 and INT8, the most worsened first."),)
+        figures["groups"] = (_Figure(Markup(svg), "The most worsened first.", keys=True),)
     return figures
 
 
@@ -121,7 +124,7 @@ def _tiles(report: VerificationReport) -> tuple[_Tile, ...]:
     """The figures that a reader looks for first."""
     tiles = []
     for row in report.comparison.metrics[:1]:
-        seen = f" {interval(row.interval.low, row.interval.high)}" if row.interval else ""
+        seen = f" {interval(row.interval.low, row.interval.high, 3)}" if row.interval else ""
         worse = f"worse by {number(row.increase, 3)}{seen}" if row.increase is not None else ""
         title = f"{row.metric} ({row.unit})" if row.unit else row.metric
         tiles.append(_Tile(title, f"{number(row.fp32, 3)} → {number(row.int8, 3)}", worse))
@@ -129,7 +132,9 @@ def _tiles(report: VerificationReport) -> tuple[_Tile, ...]:
     if before and after:
         unit, factor = byte_unit(max(before, after))
         sizes = f"{number(before / factor, 3)} → {number(after / factor, 3)} {unit}"
-        tiles.append(_Tile("file size", f"{number(before / after, 3)}× smaller", sizes))
+        ratio = f"{number(max(before / after, after / before), 3)}×"
+        ratio += " smaller" if after <= before else " larger"
+        tiles.append(_Tile("file size", ratio, sizes))
     macs, operators = report.coverage.macs, report.coverage.operators
     if macs.total:
         counted = f"{integer(operators.integer)} of {integer(operators.total)} operators"
@@ -145,14 +150,14 @@ def _full_bar(layers: Sequence[LayerDistance]) -> float:
 
 
 def _bars(layers: Sequence[LayerDistance]) -> tuple[_Bar, ...]:
-    full, low = _full_bar(layers), {layer.tensor for layer in worst(layers)}
+    full, low = _full_bar(layers), worst(layers) if len(layers) > WORST_LAYERS else ()
     return tuple(
         _Bar(
             layer.tensor,
             layer.op_type,
             number(layer.sqnr_db, 3),
             100 * min(max(layer.sqnr_db, 0.0) / full, 1.0) if not math.isnan(layer.sqnr_db) else 0,
-            layer.tensor in low,
+            layer in low,
         )
         for layer in layers
     )

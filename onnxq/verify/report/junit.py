@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from onnxq.artifacts import GateResult, Verdict, VerificationReport
 from onnxq.verify.report.formatting import number
-from onnxq.verify.report.sections import SEMANTICS
+from onnxq.verify.report.quality import SEMANTICS
 
 __all__ = ["junit"]
 

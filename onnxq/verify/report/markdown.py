@@ -4,7 +4,8 @@ import re
 
 from onnxq.artifacts import VerificationReport
 from onnxq.verify.report.observations import ClassAgreement, Pairs
-from onnxq.verify.report.sections import Column, Section, Table, sections
+from onnxq.verify.report.sections import sections
+from onnxq.verify.report.tables import Column, Section, Table
 
 __all__ = ["markdown"]
 
