@@ -239,7 +239,7 @@ def test_an_untrained_network_is_not_judged(tiny, onnxq):
     save_file(Net().state_dict(), tiny.checkpoint)
     ended = onnxq(*tiny.arguments())
     assert ended.code == 2
-    assert "does not beat the baseline" in ended.out
+    assert "does not beat the baseline" in ended.out, ended.err
     tiny.values["verify"]["waive"] = [{"name": "fp32-at-chance", "reason": "a test"}]
     assert onnxq(*tiny.arguments()).code in {0, 1}
 
