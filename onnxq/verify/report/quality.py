@@ -35,7 +35,7 @@ def gates(report: VerificationReport) -> Section:
     columns = (
         Column("Verdict", "verdict"),
         *text_columns("Gate"),
-        *number_columns("Measured", "Upper end (95 %)", "Allowed"),
+        *number_columns("Measured", "Upper end (95\N{NO-BREAK SPACE}%)", "Allowed"),
         *text_columns("Judged by", "What is needed"),
     )
     table = make_table(
