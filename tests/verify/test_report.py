@@ -533,6 +533,17 @@ def test_predictions_that_are_not_finite_are_counted_not_drawn(
     assert (len(pair.label), pair.left_out) == (503, 1)
 
 
+def test_groups_without_a_finite_figure_are_listed_not_drawn(report: VerificationReport) -> None:
+    seen = report.comparison
+    broken = seen.by_group[0].model_copy(update={"int8": math.nan, "increase": math.nan})
+    for rows in ((broken, *seen.by_group[1:]), (broken,)):
+        comparison = seen.model_copy(update={"by_group": rows})
+        page = html(report.model_copy(update={"comparison": comparison}))
+        parse(page)
+        assert not re.search(r"\bnan\b", page)
+        assert broken.group in page
+
+
 def test_equal_models_are_drawn(report: VerificationReport, samples: Samples) -> None:
     flat = np.full(504, 92.0, np.float32)
     parse(html(report, pairs({"fp32": flat, "int8": flat}, samples)))

@@ -109,10 +109,13 @@ def bland_altman(pair: Pairs, limits: Limits, unit: str) -> str:
 
 def by_group(groups: Sequence[GroupRow], worst: str | None, title: str) -> str:
     """FP32 and INT8 figures of every group, those most worsened first, at most ``MOST_GROUPS``."""
-    shown = sorted(groups, key=lambda row: -row.increase)[:MOST_GROUPS]
+    finite = [row for row in groups if math.isfinite(row.fp32 + row.int8)]
+    shown = sorted(finite, key=lambda row: -row.increase)[:MOST_GROUPS]
     step = 22.0
     height = _TOP + step * len(shown) + _BOTTOM
-    left = min(max(_LEFT, 14 + _DIGIT * max(len(_short(row.group)) for row in shown)), 170.0)
+    left = min(
+        max(_LEFT, 14 + _DIGIT * max((len(_short(row.group)) for row in shown), default=0)), 170.0
+    )
     x = _Axis(*_span(np.array([[row.fp32, row.int8] for row in shown]).ravel()), left, 448.0)
     y = _Axis(0.0, 1.0, height - _BOTTOM, _TOP)
     parts = [_grid(x, y, (title, ""), upright=False)]
@@ -126,7 +129,7 @@ def by_group(groups: Sequence[GroupRow], worst: str | None, title: str) -> str:
             f'<circle class="int8 mark" cx="{x.at(row.int8):.1f}" cy="{place:.1f}" r="4.5"/>',
         ]
     left_out = len(groups) - len(shown)
-    more = f" The {left_out} least worsened are not drawn." if left_out else ""
+    more = f" {left_out} more are not drawn." if left_out else ""
     described = f"{title} of FP32 and INT8 for {len(shown)} groups, worst first.{more}"
     return _svg(f"{title} by group", described, height, parts)
 

@@ -1,5 +1,6 @@
 """How good INT8 is: gates, metrics, predictions, classes, groups."""
 
+import math
 from collections.abc import Sequence
 
 from onnxq.artifacts import MetricRow, VerificationReport
@@ -185,7 +186,7 @@ def groups(report: VerificationReport) -> Section:
             *code_columns("Group"),
             *number_columns("Samples", f"FP32{unit}", f"INT8{unit}", f"Worse by{unit}"),
         ),
-        sorted(seen.by_group, key=lambda row: -row.increase),
+        sorted(seen.by_group, key=lambda row: (math.isfinite(row.increase), -row.increase)),
         lambda row: (
             row.group,
             integer(row.samples),
