@@ -138,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     written = 0
     context = get_context("spawn")  # a forked OpenCV may hang
     with ProcessPoolExecutor(chosen.processes, context, initializer=_one_thread) as pool:
-        done: Iterable[bool] = pool.map(write_subject, todo)
+        run = pool.map if chosen.processes > 1 else map
+        done: Iterable[bool] = run(write_subject, todo)
         if console.is_terminal:
             done = track(done, "synthetic subjects", len(todo), console=console)
         for job, fresh in zip(todo, done, strict=True):

@@ -68,8 +68,8 @@ class Plan:
 
     stride: int = STRIDE
     seed: int = 0
-    small_epochs: int = 60  # on patches averaged to `small_px`
-    full_epochs: int = 8  # then on 36 x 36
+    small_epochs: int = 12  # on patches averaged to `small_px`
+    full_epochs: int = 3  # then on 36 x 36
     small_px: int = 12
     batches: int = 100  # an epoch
     batch: int = 64

@@ -7,7 +7,7 @@ import pytest
 
 from models.rppg.patches import Patches
 from models.rppg.synthesize import Job, write_subject
-from models.rppg.ubfc import Recording
+from models.rppg.ubfc import Recording, read_recording
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +16,12 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ubfc") / "subject1"
     write_subject(Job(folder, seed=5, mean_bpm=75.0, seconds=8.0))
     return folder
+
+
+@pytest.fixture(scope="session")
+def reading(subject: Path, tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """The subject as the reader sees it; the faces are looked for once."""
+    return read_recording(subject, tmp_path_factory.mktemp("cache"))
 
 
 def recording(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from models.rppg import data
@@ -15,11 +17,14 @@ def test_missing_subjects_are_answered_with_the_command_that_makes_them(tmp_path
     assert command in caught.value.do
 
 
-def test_windows_of_a_split_carry_labels_groups_and_notes(tmp_path, monkeypatch, subject):
+def test_windows_of_a_split_carry_labels_groups_and_notes(tmp_path, monkeypatch, subject, reading):
     folder = tmp_path / "test" / "subject25"
     folder.parent.mkdir()
     folder.symlink_to(subject)
     monkeypatch.setitem(data.SPLITS, "test", Split(25, 1))
+    monkeypatch.setattr(
+        data, "read_recording", lambda folder, _: replace(reading, name=folder.name)
+    )
     samples = data.test_windows(tmp_path, stride=5, hop=8)
     assert set(samples.groups) == {"subject25"}
     assert len(samples) == len(range(0, 240 - 35, 8))
