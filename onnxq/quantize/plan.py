@@ -359,7 +359,7 @@ def _scales_that_hold_bias(
 ) -> tuple[Float[np.ndarray, " channels"], list[int]]:
     """Weight scales large enough for ``bias / (input_scale · scale)`` to fit int32, and which grew.
 
-    Such a channel's weights are so small beside its bias that they all round to zero.
+    Such a channel's weights are so small beside its bias that what they lose is not seen beside it.
     """
     needed = np.abs(bias).astype(np.float64) / (input_scale * (_INT32_MAX // 2))
     if len(scales) == 1:
@@ -372,6 +372,6 @@ def _widened_finding(node: ir.Node, channels: Sequence[int]) -> Finding:
     shown = ", ".join(map(str, channels[:8])) + (", …" if len(channels) > 8 else "")
     return Finding(
         where=f"{node.name}, {len(channels)} output channel(s): {shown}",
-        what="the weights are tiny beside the bias: they become 0 so that the bias fits int32",
+        what="the weights are tiny beside the bias: all or most become 0, so that it fits int32",
         do="nothing, if these channels are pruned; they are constant in effect",
     )

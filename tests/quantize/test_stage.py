@@ -189,6 +189,46 @@ def test_trap_33_a_failure_keeps_the_old_file(tmp_path):
     assert (tmp_path / "ort-x86.onnx").read_bytes() == old
 
 
+def random_net(seed: int) -> tuple[str, dict[str, np.ndarray]]:
+    """Convolutions of random form with random followers, a pool, one or two linear layers."""
+    random = np.random.default_rng(seed)
+    lines, constants, channels, value = [], {}, 3, "x"
+    for number in range(int(random.integers(2, 5))):
+        grouped = bool(random.integers(2)) and channels > 3
+        outputs = channels if grouped else int(random.choice([4, 8]))
+        group = channels if grouped else 1
+        name = f"w{number}"
+        constants[name] = weights(outputs, channels // group, 3, 3, seed=seed * 10 + number)
+        bias = ""
+        if random.integers(2):
+            constants[f"b{number}"] = weights(outputs, seed=seed)
+            bias = f", b{number}"
+        lines.append(
+            f"[conv_{number}] c{number} = "
+            f"Conv<pads=[1,1,1,1], group={group}>({value}, {name}{bias})"
+        )
+        follower = random.choice(["", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish"])
+        value = f"c{number}"
+        if follower:
+            lines.append(f"[act_{number}] a{number} = {follower}({value})")
+            value = f"a{number}"
+        channels = outputs
+    lines.append(f"[gap] p = GlobalAveragePool({value}) [flat] f = Flatten(p)")
+    constants["wl"] = weights(5, channels, seed=seed + 1, size=1)
+    lines.append("[lin] y = Gemm<transB=1>(f, wl)")
+    return HEAD + f"g (float[1,3,6,6] x) => (float[1,5] y) {{ {' '.join(lines)} }}", constants
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_networks_are_within_a_few_steps_on_every_target(tmp_path, seed):
+    text, constants = random_net(seed)
+    net = calibrated(tmp_path, text, **constants)
+    for target in TARGETS:
+        int8 = net.quantize(target)
+        assert int8.error("none") < 12, target
+        assert int8.error("full") < 12, target
+
+
 # --- graphs that are easily got wrong -----------------------------------------------------------
 
 
