@@ -94,9 +94,13 @@ class HeartRate:
             raise DataError(f"has shape {rates.shape} instead of (n, 1)", where=OUTPUT)
         return rates[:, 0].astype(np.float64)
 
-    def baseline(self, labels: Labels, reference: Labels) -> Rates:
-        """The mean of ``reference`` for every label: a network that sees nothing."""
-        return np.full(len(labels), float(np.mean(reference)))
+    def as_labels(self, predictions: Rates) -> Labels:
+        """Predicted rates as if they were the truth."""
+        return predictions
+
+    def baseline(self, labels: Labels) -> Rates:
+        """The mean of the labels for every window: a network that sees nothing."""
+        return np.full(len(labels), np.mean(labels, dtype=np.float64))
 
 
 def heart_rate() -> HeartRate:
