@@ -1,7 +1,7 @@
 """How far one tensor is from another: ST Edge AI's names and definitions, added up over samples."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Float
@@ -9,9 +9,9 @@ from jaxtyping import Float
 __all__ = ["Distance"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Distance:
-    """Sums from which every distance follows; samples are added one at a time, in float64.
+    """Sums, in float64, from which every distance follows; two add up to that of both.
 
     Source: ST Edge AI Core documentation, "Evaluation report and metrics" (rmse, mae, l2r, mean,
     std, nse, cos are of the flattened tensors; the error is reference − got).
@@ -26,19 +26,28 @@ class Distance:
     error_squared: float = 0.0
     error_absolute: float = 0.0
 
-    def add(self, reference: Float[np.ndarray, "*shape"], got: Float[np.ndarray, "*shape"]) -> None:
-        """Count one pair of equal shape."""
+    @classmethod
+    def between(
+        cls, reference: Float[np.ndarray, "*shape"], got: Float[np.ndarray, "*shape"]
+    ) -> "Distance":
+        """The sums of one pair of arrays."""
         ref = reference.astype(np.float64).ravel()
         new = got.astype(np.float64).ravel()
         error = ref - new
-        self.count += ref.size
-        self.reference += float(ref.sum())
-        self.reference_squared += float(ref @ ref)
-        self.got_squared += float(new @ new)
-        self.product += float(ref @ new)
-        self.error += float(error.sum())
-        self.error_squared += float(error @ error)
-        self.error_absolute += float(np.abs(error).sum())
+        return cls(
+            count=ref.size,
+            reference=float(ref.sum()),
+            reference_squared=float(ref @ ref),
+            got_squared=float(new @ new),
+            product=float(ref @ new),
+            error=float(error.sum()),
+            error_squared=float(error @ error),
+            error_absolute=float(np.abs(error).sum()),
+        )
+
+    def __add__(self, other: "Distance") -> "Distance":
+        sums = (getattr(self, part.name) + getattr(other, part.name) for part in fields(self))
+        return Distance(*sums)
 
     @property
     def sqnr_db(self) -> float:

@@ -8,7 +8,7 @@ import onnx
 from onnxq.artifacts import LayerDistance
 from onnxq.graph import load_model
 from onnxq.progress import Progress, silent
-from onnxq.runtime import Session, with_outputs
+from onnxq.runtime import Session, in_parallel, with_outputs
 from onnxq.samples import Samples
 from onnxq.verify.distances import Distance
 
@@ -54,12 +54,17 @@ def layer_distances(
     quantized = Session(
         with_outputs(int8, list(pairs.values())).SerializeToString(), optimization="none"
     )
-    distances = {name: Distance() for name in pairs}
-    for index in progress(range(len(samples)), "comparing tensors", len(samples)):
+
+    def distances_of(index: int) -> dict[str, Distance]:
         row = samples.row(index)
         wanted, got = row | reference.run(row), quantized.run(row)
-        for name, dequantized in pairs.items():
-            distances[name].add(wanted[name], got[dequantized])
+        return {name: Distance.between(wanted[name], got[pairs[name]]) for name in pairs}
+
+    distances = {name: Distance() for name in pairs}
+    found = in_parallel(distances_of, len(samples))
+    for result in progress(found, "comparing tensors", len(samples)):
+        for name, distance in result.items():
+            distances[name] += distance
     makers = {output: node for node in fp32.graph.node for output in node.output}
     rows = [_row(name, makers.get(name), distance) for name, distance in distances.items()]
     return tuple(sorted(rows, key=lambda row: row.sqnr_db))

@@ -25,7 +25,7 @@ from onnxq.graph import MADE_UP_STAMP, load_model, macs_of, values_of
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
 from onnxq.recipe import VerifySection
-from onnxq.runtime import Optimization, Session, cpu_flags
+from onnxq.runtime import Optimization, Session, cpu_flags, in_parallel
 from onnxq.sample_checks import check_samples
 from onnxq.samples import Samples
 from onnxq.store import sha256_of_file
@@ -44,7 +44,7 @@ _SEMANTICS: Mapping[str, tuple[Optimization, Optimization]] = {
     "runtime": ("full", "none"),
     "graph": ("none", "full"),
 }
-LAYER_SAMPLES = 64  # samples on which every tensor is compared
+LAYER_SAMPLES = 32  # samples on which every tensor is compared
 
 
 @dataclass(frozen=True)
@@ -148,14 +148,18 @@ def _predict(evidence: Evidence, task: Task, samples: Samples, progress: Progres
         "int8": Session(evidence.int8, optimization=judged, config=config),
         "int8_other": Session(evidence.int8, optimization=other, config=config),
     }
+
+    def run_all(index: int) -> dict[str, dict[str, np.ndarray]]:
+        row = samples.row(index)
+        return {variant: session.run(row) for variant, session in sessions.items()}
+
     outputs: dict[str, list[dict[str, np.ndarray]]] = {variant: [] for variant in sessions}
     distance = Distance()
-    for index in progress(range(len(samples)), "verifying", len(samples)):
-        row = samples.row(index)
-        for variant, session in sessions.items():
-            outputs[variant].append(session.run(row))
-        for name, values in outputs["int8"][-1].items():
-            distance.add(outputs["int8_other"][-1][name], values)
+    for result in progress(in_parallel(run_all, len(samples)), "verifying", len(samples)):
+        for variant, values in result.items():
+            outputs[variant].append(values)
+        for name, array in result["int8"].items():
+            distance += Distance.between(result["int8_other"][name], array)
     predictions = {
         variant: task.predictions(
             {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
