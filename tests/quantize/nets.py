@@ -93,7 +93,7 @@ class Int8:
 
 def outputs(path: Path, samples: Samples, optimization: str = "none") -> dict[str, np.ndarray]:
     session = Session(path, optimization=optimization)  # type: ignore[arg-type]
-    rows = list(session.run_each(samples.rows()))
+    rows = [session.run(row) for row in samples.rows()]
     return {name: np.concatenate([row[name] for row in rows]) for name in session.output_names}
 
 
