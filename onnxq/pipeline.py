@@ -80,7 +80,9 @@ class _Work:
 
     def _samples(self, source: DataSource) -> Samples:
         names = tuple(value.name for value in self.recipe.export.inputs)
-        return open_source(source.source, source.options | source.paths, names, self.search)
+        return open_source(
+            source.source, source.options | source.paths, names, self.search, self.progress
+        )
 
     @cached_property
     def calibration_samples(self) -> Samples:

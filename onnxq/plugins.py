@@ -43,9 +43,22 @@ def find(reference: str, search: Path | None = None) -> Callable[..., object]:
     return found  # type: ignore[no-any-return]  # getattr gives Any
 
 
-def call(reference: str, options: Mapping[str, object], search: Path | None = None) -> object:
-    """Call the plug-in with keyword ``options``. Raises PluginError if they do not fit."""
+def call(
+    reference: str,
+    options: Mapping[str, object],
+    search: Path | None = None,
+    offered: Mapping[str, object] | None = None,
+) -> object:
+    """Call the plug-in with keyword ``options``, and those ``offered`` ones that it has a name for.
+
+    Raises PluginError if the options do not fit.
+    """
     function = find(reference, search)
+    taken = {
+        name: value
+        for name, value in (offered or {}).items()
+        if name in inspect.signature(function).parameters and name not in options
+    }
     try:
         inspect.signature(function).bind(**options)
     except TypeError as fault:
@@ -53,7 +66,7 @@ def call(reference: str, options: Mapping[str, object], search: Path | None = No
             f"takes {inspect.signature(function)}, and the recipe gives other options: {fault}",
             where=reference,
         ) from fault
-    return function(**options)
+    return function(**options, **taken)
 
 
 def is_reference(source: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from annotated_types import Ge, Gt, Le
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
 from onnxq.errors import RecipeError, nearest
 from onnxq.plugins import is_reference
@@ -182,9 +182,12 @@ class HandoffSection(Section):
 
 
 class Recipe(Section):
-    """A system from checkpoint to bundle. Paths are relative to the recipe's folder."""
+    """A system from checkpoint to bundle. Paths are relative to the recipe's folder.
 
-    name: str
+    ``name`` is the name of the build folder too: letters, digits, ``.``, ``_`` and ``-``.
+    """
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     target: str
     task: str
     python_path: Path = Path()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from onnxq import plugins
 from onnxq.errors import DataError, PluginError
+from onnxq.progress import Progress, silent
 from onnxq.samples import Samples, load_samples
 
 __all__ = ["open_source"]
@@ -15,8 +16,11 @@ def open_source(
     options: Mapping[str, object],
     input_names: tuple[str, ...],
     search: Path | None = None,
+    progress: Progress = silent,
 ) -> Samples:
     """Samples of ``source``; a function's module is looked for in ``search`` first.
+
+    A function with a parameter ``progress`` is given one, as reading videos may take minutes.
 
     Raises DataError and PluginError, the latter also if the function does not return ``Samples``.
     """
@@ -24,7 +28,7 @@ def open_source(
         if options:
             raise DataError("a file takes no options", where=source, do="remove `options`")
         return load_samples(Path(source), input_names)
-    samples = plugins.call(source, options, search)
+    samples = plugins.call(source, options, search, {"progress": progress})
     if not isinstance(samples, Samples):
         raise PluginError(
             f"returned {type(samples).__name__}", where=source, do="return onnxq.samples.Samples"

@@ -128,8 +128,10 @@ def _tiles(report: VerificationReport) -> tuple[_Tile, ...]:
         worse = f"worse by {number(row.increase, 3)}{seen}" if row.increase is not None else ""
         title = f"{row.metric} ({row.unit})" if row.unit else row.metric
         tiles.append(_Tile(title, f"{number(row.fp32, 3)} → {number(row.int8, 3)}", worse))
-    before, after = report.fp32.size_bytes, report.int8.size_bytes
-    if before and after:
+    for line in report.sizes:
+        before, after = line.fp32_bytes, line.int8_bytes
+        if line.what != "file" or not before or not after:
+            continue
         unit, factor = byte_unit(max(before, after))
         sizes = f"{number(before / factor, 3)} → {number(after / factor, 3)} {unit}"
         ratio = f"{number(max(before / after, after / before), 3)}×"
