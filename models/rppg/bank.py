@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float, Float32, Int, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -64,7 +64,7 @@ def bank_of(recordings: Sequence[Recording], stride: int) -> Bank:
     )
 
 
-def shrunk(pixels: UInt8[Tensor, "n 3 36 36 3"], px: int) -> Tensor:
+def shrunk(pixels: Shaped[Tensor, "n 3 36 36 3"], px: int) -> Tensor:
     """Patches of ``px`` x ``px`` by averaging, as float32 grey levels; untouched at 36.
 
     The network takes either. At 12 px a step costs a twentieth, and the mean colour is the same.

@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -19,17 +19,16 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 from rich.console import Console
-from rich.progress import track
 
 from models.rppg.pulse import BPM_RANGE, cycles, drifting_bpm, pulse_wave
 from models.rppg.scene import FPS, FRAME_SIZE, Traits, draw_traits, frames
+from models.rppg.shell import progress_on, run
 from models.rppg.ubfc import GROUND_TRUTH, SYNTHETIC, VIDEO
 from onnxq.errors import StoreError
 from onnxq.store import atomic_folder, write_text
 
 __all__ = ["SPLITS", "Job", "jobs", "main", "write_subject"]
 
-SECONDS = 20.0
 FINGER_DELAY_S = 0.12  # the pulse reaches the finger, where line 1 is measured, after the face
 SEEDS_A_SPLIT = 1000
 
@@ -40,9 +39,15 @@ class Split:
 
     first: int
     count: int
+    seconds: float
 
 
-SPLITS = {"train": Split(1, 16), "calibration": Split(17, 8), "test": Split(25, 12)}
+# Finding faces costs most of the time, so what every user generates is short.
+SPLITS = {
+    "train": Split(1, 16, seconds=20.0),
+    "calibration": Split(17, 8, seconds=14.0),
+    "test": Split(25, 12, seconds=14.0),
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Job:
     folder: Path
     seed: int
     mean_bpm: float
-    seconds: float = SECONDS
+    seconds: float
 
 
 def jobs(out: Path, split: str, seed: int = 0) -> list[Job]:
@@ -62,9 +67,11 @@ def jobs(out: Path, split: str, seed: int = 0) -> list[Job]:
     rng = np.random.default_rng(own)
     low, high = BPM_RANGE[0] + 5, BPM_RANGE[1] - 5
     places = (rng.permutation(kind.count) + rng.uniform(size=kind.count)) / kind.count
+    means = low + (high - low) * places
+    names = [f"subject{kind.first + i:02d}" for i in range(kind.count)]
     return [
-        Job(out / split / f"subject{kind.first + i:02d}", own + 1 + i, low + (high - low) * place)
-        for i, place in enumerate(places.tolist())
+        Job(out / split / name, own + 1 + i, mean, kind.seconds)
+        for i, (name, mean) in enumerate(zip(names, means.tolist(), strict=True))
     ]
 
 
@@ -135,19 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     todo = [job for split in chosen.splits for job in jobs(chosen.out, split, chosen.seed)]
     console = Console()
-    written = 0
     context = get_context("spawn")  # a forked OpenCV may hang
     with ProcessPoolExecutor(chosen.processes, context, initializer=_one_thread) as pool:
-        run = pool.map if chosen.processes > 1 else map
-        done: Iterable[bool] = run(write_subject, todo)
-        if console.is_terminal:
-            done = track(done, "synthetic subjects", len(todo), console=console)
-        for job, fresh in zip(todo, done, strict=True):
-            written += fresh
-            if not console.is_terminal:
-                console.print(f"{job.folder}: {'written' if fresh else 'kept'}", soft_wrap=True)
-    console.print(f"{written} written, {len(todo) - written} kept in {chosen.out}", soft_wrap=True)
+        run_each = pool.map if chosen.processes > 1 else map
+        done = run_each(write_subject, todo)
+        fresh = sum(progress_on(console)(done, "synthetic subjects", len(todo)))
+    console.print(f"{fresh} written, {len(todo) - fresh} kept in {chosen.out}", soft_wrap=True)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

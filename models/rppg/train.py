@@ -9,23 +9,23 @@
 import argparse
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from rich.console import Console
-from rich.progress import track
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from models.rppg.bank import Bank, augmented, bank_of, gathered, magnified, shrunk
 from models.rppg.data import CACHE, read_recordings
 from models.rppg.network import CHANNELS, PATCH_PX, ROIS, UltraLightRPPG
+from models.rppg.shell import progress_on, run
 from models.rppg.ubfc import Recording, subject_folders
 from models.rppg.windows import samples_of
 from onnxq.errors import CheckpointError, DataError
@@ -34,7 +34,6 @@ from onnxq.store import atomic_file, digest_of
 
 __all__ = ["SHIPPED", "STRIDE", "FeatureNoise", "Plan", "load", "main", "predict", "save", "train"]
 
-T = TypeVar("T")
 SHIPPED = Path(__file__).parent / "checkpoints" / "rppg.safetensors"
 STRIDE = 5
 VALIDATION_EVERY = 4  # of the training subjects, one in four judges the strides
@@ -219,7 +218,7 @@ def save(network: UltraLightRPPG, path: Path, metadata: dict[str, str]) -> None:
     """Write the weights, nothing else, as safetensors; ``metadata`` says what they saw."""
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     with atomic_file(path) as temporary:
-        save_file(weights, temporary, metadata)
+        temporary.write_bytes(to_bytes(weights, metadata))
 
 
 def load(path: Path = SHIPPED) -> UltraLightRPPG:
@@ -299,16 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = _arguments(arguments)
     torch.set_num_threads(chosen.threads)
     console = Console()
-
-    def show(items: Iterable[T], what: str, total: int) -> Iterable[T]:
-        if console.is_terminal:
-            yield from track(items, what, total, console=console)
-            return
-        for number, item in enumerate(items):
-            if number % 10 == 0:
-                console.print(f"{what}: {number} of {total}")
-            yield item
-
+    show = progress_on(console)
     plan = Plan(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(Plan)})
     recordings = _recordings(chosen.data, chosen.subjects)
     unseen = _recordings(chosen.unseen)
@@ -342,4 +332,4 @@ def _metadata(plan: Plan, recordings: Sequence[Recording], mean_bpm: float) -> d
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

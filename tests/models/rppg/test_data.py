@@ -21,7 +21,7 @@ def test_windows_of_a_split_carry_labels_groups_and_notes(tmp_path, monkeypatch,
     folder = tmp_path / "test" / "subject25"
     folder.parent.mkdir()
     folder.symlink_to(subject)
-    monkeypatch.setitem(data.SPLITS, "test", Split(25, 1))
+    monkeypatch.setitem(data.SPLITS, "test", Split(25, 1, 8.0))
     monkeypatch.setattr(
         data, "read_recording", lambda folder, _: replace(reading, name=folder.name)
     )
@@ -64,7 +64,7 @@ def test_every_subject_is_in_one_part_only():
 def test_jobs_are_written_by_the_command(tmp_path, monkeypatch, capsys):
     from models.rppg import synthesize
 
-    short = [Job(tmp_path / "test" / "subject25", seed=1, mean_bpm=70, seconds=1)]
+    short = [Job(tmp_path / "test" / "subject25", seed=1, mean_bpm=70.0, seconds=1.0)]
     monkeypatch.setattr(synthesize, "jobs", lambda *_: short)
     arguments = ["--out", str(tmp_path), "--splits", "test", "--processes", "1"]
     synthesize.main(arguments)

@@ -58,7 +58,7 @@ def test_pulse_colours_the_skin_green_most_and_nothing_else():
 
 
 def test_interrupted_subject_leaves_nothing_and_is_written_the_next_time(tmp_path, monkeypatch):
-    job = Job(tmp_path / "test" / "subject25", seed=1, mean_bpm=70, seconds=2)
+    job = Job(tmp_path / "test" / "subject25", seed=1, mean_bpm=70.0, seconds=2.0)
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -78,4 +78,4 @@ def test_interrupted_subject_leaves_nothing_and_is_written_the_next_time(tmp_pat
 def test_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file"):
-        write_subject(Job(tmp_path / "file" / "subject1", seed=1, mean_bpm=70, seconds=2))
+        write_subject(Job(tmp_path / "file" / "subject1", seed=1, mean_bpm=70.0, seconds=2.0))

@@ -101,7 +101,7 @@ def test_magnification_multiplies_the_departure_from_the_mean_colour():
         return colour - colour.mean(1, keepdim=True)
 
     torch.testing.assert_close(departure(larger), 3 * departure(windows), atol=1e-4, rtol=1e-3)
-    assert magnified(windows, 1) is windows
+    assert magnified(windows, 1.0) is windows
 
 
 def test_feature_noise_is_as_wide_as_it_says_and_absent_in_evaluation():
