@@ -1,4 +1,4 @@
-"""beartype as the tests want it: an int is good where a float is asked for, as in Python at large."""
+"""beartype for the tests: an int is good where a float is asked for, as in Python at large."""
 
 from beartype import BeartypeConf, beartype
 
