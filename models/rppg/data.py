@@ -12,6 +12,7 @@ from models.rppg.synthesize import SPLITS
 from models.rppg.ubfc import Recording, read_recording, subject_folders
 from models.rppg.windows import samples_of
 from onnxq.errors import DataError, nearest
+from onnxq.progress import Progress, silent
 from onnxq.samples import Samples
 
 __all__ = [
@@ -28,23 +29,30 @@ CACHE = ".patches"  # folder beside the subjects
 SHARES = {"train": 0.6, "calibration": 0.15, "test": 0.25}
 
 
-def calibration_windows(root: Path, stride: int, hop: int) -> Samples:
+def calibration_windows(root: Path, stride: int, hop: int, progress: Progress = silent) -> Samples:
     """Windows of the 8 synthetic calibration subjects in ``root/calibration``.
 
     Raises DataError if they have not been generated.
     """
-    return _synthetic_windows(Path(root), "calibration", stride, hop)
+    return _synthetic_windows(Path(root), "calibration", stride, hop, progress)
 
 
-def test_windows(root: Path, stride: int, hop: int) -> Samples:
+def test_windows(
+    root: Path,
+    stride: int,
+    hop: int,
+    progress: Progress = silent,  # noqa: PT028  # no test, but windows to test on
+) -> Samples:
     """Windows of the 12 synthetic test subjects in ``root/test``, seen by no other step.
 
     Raises DataError if they have not been generated.
     """
-    return _synthetic_windows(Path(root), "test", stride, hop)
+    return _synthetic_windows(Path(root), "test", stride, hop, progress)
 
 
-def _synthetic_windows(root: Path, split: str, stride: int, hop: int) -> Samples:
+def _synthetic_windows(
+    root: Path, split: str, stride: int, hop: int, progress: Progress
+) -> Samples:
     folders = subject_folders(root / split)
     if len(folders) < SPLITS[split].count:
         raise DataError(
@@ -52,7 +60,7 @@ def _synthetic_windows(root: Path, split: str, stride: int, hop: int) -> Samples
             where=str(root / split),
             do=f"run: python -m models.rppg.synthesize --out {root} --splits {split}",
         )
-    recordings = read_recordings(folders, root / split / CACHE)
+    recordings = read_recordings(folders, root / split / CACHE, progress)
     return samples_of(f"synthetic rPPG, {split}", recordings, stride, hop)
 
 
@@ -62,6 +70,7 @@ def ubfc_windows(
     stride: int,
     hop: int,
     cache: Path | None = None,
+    progress: Progress = silent,
 ) -> Samples:
     """Windows of UBFC-rPPG DATASET_2 in ``root``, whose folders are ``subject*``.
 
@@ -88,7 +97,8 @@ def ubfc_windows(
         if name not in folders:
             raise DataError(f"no subject `{name}`; {nearest(name, folders)}", where=str(root))
     chosen = [folders[name] for name in subjects]
-    return samples_of("UBFC-rPPG", read_recordings(chosen, cache or root / CACHE), stride, hop)
+    recordings = read_recordings(chosen, cache or root / CACHE, progress)
+    return samples_of("UBFC-rPPG", recordings, stride, hop)
 
 
 def split_subjects(names: Sequence[str], seed: int = 0) -> dict[str, tuple[str, ...]]:
@@ -103,13 +113,16 @@ def split_subjects(names: Sequence[str], seed: int = 0) -> dict[str, tuple[str, 
     return {part: tuple(sorted(members)) for part, members in parts.items()}
 
 
-def read_recordings(folders: Sequence[Path], cache: Path) -> list[Recording]:
+def read_recordings(
+    folders: Sequence[Path], cache: Path, progress: Progress = silent
+) -> list[Recording]:
     """Read subjects side by side: OpenCV leaves Python free while it decodes and looks for faces.
 
     Raises DataError, naming the file, for the first subject that cannot be read.
     """
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        recordings = list(pool.map(lambda folder: read_recording(folder, cache), folders))
+        read = pool.map(lambda folder: read_recording(folder, cache), folders)
+        recordings = list(progress(read, "finding faces, subjects", len(folders)))
     faceless = sum(recording.patches.missing for recording in recordings)
     log.info("%d subjects, %d frames without a face", len(recordings), faceless)
     return recordings

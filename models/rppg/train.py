@@ -279,7 +279,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _recordings(root: Path | None, subjects: Sequence[str] | None = None) -> list[Recording]:
+def _recordings(
+    root: Path | None, subjects: Sequence[str] | None, progress: Progress
+) -> list[Recording]:
     if root is None:
         return []
     folders = subject_folders(root)
@@ -290,7 +292,7 @@ def _recordings(root: Path | None, subjects: Sequence[str] | None = None) -> lis
             where=str(root),
             do="run: python -m models.rppg.synthesize --out build/data/rppg --splits train",
         )
-    return read_recordings(chosen, root / CACHE)
+    return read_recordings(chosen, root / CACHE, progress)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -300,8 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     show = progress_on(console)
     plan = Plan(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(Plan)})
-    recordings = _recordings(chosen.data, chosen.subjects)
-    unseen = _recordings(chosen.unseen)
+    recordings = _recordings(chosen.data, chosen.subjects, show)
+    unseen = _recordings(chosen.unseen, None, show)
     if chosen.stride_study:
         for stride in chosen.stride_study:
             one = dataclasses.replace(plan, stride=stride)

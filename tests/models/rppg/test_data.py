@@ -39,6 +39,19 @@ def test_ubfc_reads_the_subjects_that_are_asked_for(tmp_path, subject):
     assert list(tmp_path.glob("*.npy"))
 
 
+def test_reading_says_how_far_it_is(tmp_path, monkeypatch, reading):
+    monkeypatch.setattr(data, "read_recording", lambda folder, _: reading)
+    shown = []
+
+    def progress(items, what, total):
+        for item in items:
+            shown.append(total)
+            yield item
+
+    assert data.read_recordings([tmp_path, tmp_path], tmp_path, progress) == [reading, reading]
+    assert shown == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("subjects", "message"), [(["subject2"], "mean `subject1`"), ("tests", "mean `test`")]
 )
