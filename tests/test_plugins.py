@@ -97,3 +97,20 @@ def test_the_sources_of_a_plug_in_are_the_files_beside_it_and_it_is_not_run(fold
     assert [f.name for f in files] == ["broken_clips.py", "my_clips.py", "needs_more.py"]
     with pytest.raises(PluginError):
         plugins.source_files("not_there:x", folder)
+
+
+def test_progress_is_given_to_a_function_that_has_a_name_for_it_and_to_no_other(tmp_path):
+    (tmp_path / "slow_source.py").write_text(
+        "def read(count, progress):\n    return list(progress(range(count), 'reading', count))\n"
+        "def plain(count):\n    return list(range(count))\n"
+    )
+    shown = []
+
+    def progress(items, what, total):
+        shown.append((what, total))
+        return items
+
+    for name in ("read", "plain"):
+        found = plugins.call(f"slow_source:{name}", {"count": 3}, tmp_path, {"progress": progress})
+        assert found == [0, 1, 2]
+    assert shown == [("reading", 3)]

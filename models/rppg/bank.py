@@ -9,8 +9,8 @@ from jaxtyping import Float, Float32, Int, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from models.rppg.network import CHANNELS, PATCH_PX, ROIS, WINDOW_FRAMES
 from models.rppg.ubfc import Recording
+from models.rppg.window_shape import CHANNELS, PATCH_PX, ROIS, WINDOW_FRAMES
 from models.rppg.windows import BPM_RANGE, choose_windows
 from onnxq.errors import DataError
 

@@ -4,26 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["CHANNELS", "PATCH_PX", "ROIS", "WINDOW_FRAMES", "UltraLightRPPG"]
+from models.rppg.window_shape import CHANNELS, ROIS, WINDOW_FRAMES
 
-WINDOW_FRAMES = 8
-ROIS = 3  # forehead, left cheek, right cheek
-PATCH_PX = 36
-CHANNELS = 3  # red, green, blue
+__all__ = ["UltraLightRPPG"]
+
 FEATURES = 16  # per region and frame
 LOWEST_BPM, SPAN_BPM = 30.0, 150.0
-
-
-class WholeMapAverage(nn.Module):
-    """Mean of every feature map, kept as a map of 1 x 1.
-
-    As an average pool of the map's size it is exported as AveragePool, which every target has;
-    ``nn.AdaptiveAvgPool2d(1)`` is exported by torch 2.13 as ReduceMean, Reshape, Gather.
-    """
-
-    def forward(self, maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 1 1"]:
-        """Average over height and width."""
-        return nn.functional.avg_pool2d(maps, maps.shape[-2:])
 
 
 class UltraLightRPPG(nn.Module):
@@ -41,7 +27,7 @@ class UltraLightRPPG(nn.Module):
             *_conv_bn_relu(16, 32),
             nn.MaxPool2d(2),
             *_conv_bn_relu(32, FEATURES),
-            WholeMapAverage(),
+            nn.AdaptiveAvgPool2d(1),
         )
         self.pooled_features: nn.Module = nn.Identity()
         self.temporal = nn.Sequential(

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from models.rppg.network import PATCH_PX
+from models.rppg.window_shape import PATCH_PX
 from onnxq.errors import DataError
 from onnxq.store import atomic_file, write_text
 

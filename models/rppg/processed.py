@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from models.rppg.network import CHANNELS, PATCH_PX, ROIS, WINDOW_FRAMES
+from models.rppg.window_shape import CHANNELS, PATCH_PX, ROIS, WINDOW_FRAMES
 from models.rppg.windows import INPUT
 from onnxq.errors import DataError
 from onnxq.samples import Samples

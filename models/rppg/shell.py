@@ -13,7 +13,7 @@ from onnxq.progress import Progress
 __all__ = ["progress_on", "run"]
 
 T = TypeVar("T")
-INTERRUPTED = 130
+INTERRUPTED = 2
 
 
 def progress_on(console: Console) -> Progress:

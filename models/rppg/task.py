@@ -52,9 +52,11 @@ def r2(predictions: Rates, labels: Labels) -> float:
 
 def pearson(predictions: Rates, labels: Labels) -> float:
     """Correlation of predictions and labels; NaN if either is constant."""
+    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        return float("nan")
     a, b = predictions - predictions.mean(), labels - labels.mean()
     size = np.sqrt((a**2).sum() * (b**2).sum())
-    return float((a * b).sum() / size) if size > 0 else float("nan")
+    return float((a * b).sum() / size)
 
 
 def _lowest(predictions: Rates, labels: Labels) -> float:

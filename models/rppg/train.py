@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from models.rppg.bank import Bank, augmented, bank_of, gathered, magnified, shrunk
 from models.rppg.data import CACHE, read_recordings
-from models.rppg.network import CHANNELS, PATCH_PX, ROIS, UltraLightRPPG
+from models.rppg.network import UltraLightRPPG
 from models.rppg.shell import progress_on, run
 from models.rppg.ubfc import Recording, subject_folders
+from models.rppg.window_shape import CHANNELS, PATCH_PX, ROIS
 from models.rppg.windows import samples_of
 from onnxq.errors import CheckpointError, DataError
 from onnxq.progress import Progress, silent

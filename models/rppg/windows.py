@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from models.rppg.network import CHANNELS, PATCH_PX, ROIS, WINDOW_FRAMES
 from models.rppg.patches import Patches
 from models.rppg.ubfc import Recording
+from models.rppg.window_shape import CHANNELS, PATCH_PX, ROIS, WINDOW_FRAMES
 from onnxq.errors import DataError
 from onnxq.samples import Samples
 
