@@ -83,8 +83,8 @@ class Screen:
         self.say(f"[dim]·[/] {stage:<10} up to date")
 
     def stage_starts(self, stage: Stage) -> None:
-        """Say what runs, where no bar will."""
-        if not self.side.is_terminal and not self.quiet:
+        """Say what runs."""
+        if not self.quiet:
             self.side.print(f"… {stage}")
 
     def stage_ends(self, stage: Stage, seconds: float) -> None:

@@ -1,6 +1,6 @@
 """Plots as inline SVG, drawn by hand.
 
-Not plotly, though it is at hand: its script alone makes each report 4.5 MB, and the plots vanish
+Not plotly: its script alone makes each report 4.5 MB, and the plots vanish
 where scripts are switched off or the page is printed. These are a few dozen kB, take their colours
 from the page (light, dark, print), and tell a screen reader what they show.
 """
