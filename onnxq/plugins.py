@@ -60,7 +60,7 @@ def call(
         if name in inspect.signature(function).parameters and name not in options
     }
     try:
-        inspect.signature(function).bind(**options)
+        inspect.signature(function).bind(**options, **taken)
     except TypeError as fault:
         raise PluginError(
             f"takes {inspect.signature(function)}, and the recipe gives other options: {fault}",

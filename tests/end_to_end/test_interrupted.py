@@ -13,30 +13,37 @@ from onnxq.store import sha256_of_file
 pytestmark = pytest.mark.slow
 
 
-def _run_until(tiny, stage: str, number: signal.Signals) -> subprocess.Popen:
-    """Start a run and send it a signal as soon as it says that ``stage`` has begun."""
-    process = subprocess.Popen(
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heeded():
+    """A process started in the background of a shell ignores Ctrl-C, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def _run_until(tiny, stage: str, number: signal.Signals) -> int:
+    """Start a run, send it a signal as soon as it says that ``stage`` has begun; its exit code."""
+    with subprocess.Popen(
         [sys.executable, "-u", "-m", "onnxq", *tiny.arguments()],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.strip() == f"… {stage}":
-            process.send_signal(number)
-            break
-    process.stderr.read()
-    process.wait(60)
-    return process
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.strip() == f"… {stage}":
+                process.send_signal(number)
+                break
+        process.stderr.read()
+        return process.wait(60)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_next_run_resumes_at_the_stage_that_was_hit(tiny, onnxq, stage, number):
-    process = _run_until(tiny, stage, number)
+    code = _run_until(tiny, stage, number)
 
-    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 2)
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 2)
     done = {path.stem for path in (tiny.build / ".stages").glob("*.json")}
     assert done <= set(STAGES[: STAGES.index(stage) + 1])
     for name in done:  # whatever is taken for done is whole
