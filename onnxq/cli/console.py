@@ -150,8 +150,10 @@ def print_verdict(screen: Screen, report: VerificationReport) -> int:
         screen.say(f"  {_MARKS.get(gate.verdict, '[yellow]?[/]')} {_gate_line(gate)}")
     mark = _MARKS.get(report.verdict, "[yellow]?[/]")
     screen.say(f"{mark} [bold]{report.name} on {report.target}: {report.verdict}[/]")
+    told = tuple(gate.statement for gate in report.gates)  # in the lines above
     for reason in report.reasons:
-        screen.text.print(f"  {reason}", markup=False)
+        if not reason.startswith(told):
+            screen.text.print(f"  {reason}", markup=False)
     return EXIT_CODES[report.verdict]
 
 
