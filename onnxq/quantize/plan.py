@@ -19,6 +19,10 @@ from onnxq.target import Target
 
 __all__ = ["Plan", "WeightParameters", "make_plan"]
 
+_DECLARED = "declared domain"
+_KEEPS_EVERY_VALUE = frozenset(
+    {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+)
 _INT32_MAX = 2**31 - 1
 _CONSTANT_INPUTS = {
     "Conv": {1: "weight", 2: "bias"},
@@ -91,7 +95,11 @@ def make_plan(
         ),
         activations=activations,
         weights=weights,
-        findings=(*findings, *_dead_tensors(activations, ranges)),
+        findings=(
+            *findings,
+            *_dead_tensors(activations, ranges),
+            *_unpinned_domains(chosen, target, ranges),
+        ),
     )
 
 
@@ -239,11 +247,7 @@ def _activation_parameters(
     ranges: Mapping[str, TensorRange],
 ) -> dict[str, AffineParameters]:
     roots = _roots([node for node in nodes if node in chosen], target)
-    pinned = {
-        roots.get(name, name): seen.range
-        for name, seen in ranges.items()
-        if seen.pinned == "declared domain"
-    }
+    pinned = _pinned_roots(chosen, target, ranges)
     folds = _fold_sources(chosen, target)
     parameters: dict[str, AffineParameters] = {}
     for value in dict.fromkeys(
@@ -263,6 +267,48 @@ def _activation_parameters(
             continue
         parameters[name] = parameters_of_range(range_, target.activation_type, symmetric=False)
     return parameters
+
+
+def _pinned_roots(
+    chosen: Sequence[ir.Node], target: Target, ranges: Mapping[str, TensorRange]
+) -> dict[str, Range]:
+    """Range of every tensor whose own values, or all of whose values further on, have a domain.
+
+    A domain behind an operator that keeps only some values (Slice, Split, MaxPool) says nothing of
+    the others: it widens the range where it reaches further, and cuts nothing.
+    """
+    roots = _roots(chosen, target)
+    whole = _roots([node for node in chosen if node.op_type in _KEEPS_EVERY_VALUE], target)
+    pinned: dict[str, Range] = {}
+    for name, seen in ranges.items():
+        if seen.pinned != _DECLARED:
+            continue
+        root = roots.get(name, name)
+        range_ = seen.range
+        if whole.get(name, name) != root:
+            range_ = range_.union(pinned.get(root, ranges[root].range))
+        elif root in pinned:
+            range_ = range_.union(pinned[root])
+        pinned[root] = range_
+    return pinned
+
+
+def _unpinned_domains(
+    chosen: Sequence[ir.Node], target: Target, ranges: Mapping[str, TensorRange]
+) -> list[Finding]:
+    """Declared domains that do not decide their tensor's scale, as it is shared with others."""
+    roots = _roots(chosen, target)
+    pinned = _pinned_roots(chosen, target, ranges)
+    return [
+        Finding(
+            where=name,
+            what=f"its declared domain does not pin its scale: it shares that of `{roots[name]}`, "
+            "which holds other values too",
+            do="nothing, if that range will do; else give this output an operator of its own",
+        )
+        for name, seen in ranges.items()
+        if seen.pinned == _DECLARED and name in roots and pinned[roots[name]] != seen.range
+    ]
 
 
 def _fold_sources(chosen: Sequence[ir.Node], target: Target) -> dict[str, str]:

@@ -122,3 +122,42 @@ def test_a_shared_weight_has_scales_for_the_larger_bias(tmp_path):
     plan = plan_of(net)
     steps = 60 / (plan.activations["x"].scale * plan.weights["w"].scales[0])
     assert steps < 2**31
+
+
+HALVES = (
+    HEAD
+    + """g (float[1,4] x) => (float[1,2] a, float[1,2] b)
+{ m = Mul(x, k)  a, b = Split<axis = 1>(m, two) }"""
+)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_domain_on_one_half_of_a_split_does_not_cut_the_other(tmp_path, target):
+    net = calibrated(
+        tmp_path,
+        HALVES,
+        domains={"a": (-1.0, 1.0)},
+        k=np.array([[1, 1, 100, 100]], np.float32),
+        two=np.array([2, 2], np.int64),
+    )
+    plan = plan_of(net, target)
+    observed = net.ranges.ranges["m"]
+    low, high = plan.activations["b"].range
+    step = plan.activations["b"].scale
+    assert low <= observed.observed_low + step
+    assert high >= observed.observed_high - step
+    assert any(finding.where == "a" for finding in plan.findings)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_domain_behind_operators_that_keep_every_value_pins_the_source(tmp_path, target):
+    net = calibrated(
+        tmp_path,
+        HEAD
+        + "g (float[1,4] x) => (float[4,1] a) { m = Mul(x, k)  a = Transpose<perm = [1,0]>(m) }",
+        domains={"a": (-8.0, 8.0)},
+        k=np.array([[1, 1, 2, 2]], np.float32),
+    )
+    found = plan_of(net, target).activations
+    assert found["m"] == found["a"]
+    assert found["m"].range[1] == pytest.approx(8, abs=found["m"].scale)
