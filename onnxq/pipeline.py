@@ -32,6 +32,13 @@ _Record = TypeVar("_Record", bound=BaseModel)
 STAGES: tuple[Stage, ...] = get_args(Stage)
 _PACKAGE = Path(artifacts.__file__).parent
 
+RECORDS: Mapping[Stage, str] = {
+    "export": "export.json",
+    "calibrate": "calibration.json",
+    "quantize": "int8.json",
+    "verify": "report.json",
+    "handoff": "bundle.json",
+}
 FP32, EXPORTED, INT8 = "fp32.onnx", "exported.onnx", "int8.onnx"
 
 
@@ -96,6 +103,9 @@ class _Work:
     def path(self, stage: Stage, name: str) -> Path:
         return self.build.stage(stage) / name
 
+    def record(self, stage: Stage) -> Path:
+        return self.path(stage, RECORDS[stage])
+
     def run_stage(
         self, stage: Stage, facts: Mapping[str, object], write: Callable[[Path], object]
     ) -> None:
@@ -106,7 +116,7 @@ class _Work:
             return
         self.observer.stage_starts(stage)
         start = time.monotonic()
-        self.build.write_stage(stage, key, lambda folder: _drop(write(folder)))
+        self.build.write_stage(stage, key, lambda folder: _drop(write(folder)), RECORDS[stage])
         self.observer.stage_ends(stage, time.monotonic() - start)
 
 
@@ -173,7 +183,7 @@ def _export(work: _Work, outcome: Outcome) -> Outcome:
         )
 
     work.run_stage("export", facts, write)
-    exported = load_record(ExportedModel, work.path("export", "export.json"))
+    exported = load_record(ExportedModel, work.record("export"))
     return _updated(outcome, exported=exported)
 
 
@@ -202,7 +212,7 @@ def _calibrate(work: _Work, outcome: Outcome) -> Outcome:
         )
 
     work.run_stage("calibrate", facts, write)
-    calibration = load_record(CalibrationResult, work.path("calibrate", "calibration.json"))
+    calibration = load_record(CalibrationResult, work.record("calibrate"))
     return _updated(outcome, calibration=calibration)
 
 
@@ -220,7 +230,7 @@ def _quantize(work: _Work, outcome: Outcome) -> Outcome:
         return quantize(work.path("export", FP32), calibration, work.target, section, folder / INT8)
 
     work.run_stage("quantize", facts, write)
-    quantized = load_record(QuantizedModel, work.path("quantize", "int8.json"))
+    quantized = load_record(QuantizedModel, work.record("quantize"))
     return _updated(outcome, quantized=quantized)
 
 
@@ -262,7 +272,7 @@ def _verify(work: _Work, outcome: Outcome) -> Outcome:
         )
 
     work.run_stage("verify", facts, write)
-    report = load_record(VerificationReport, work.path("verify", "report.json"))
+    report = load_record(VerificationReport, work.record("verify"))
     return _updated(outcome, report=report)
 
 
@@ -288,7 +298,7 @@ def _hand_off(work: _Work, outcome: Outcome) -> Outcome:
         )
 
     work.run_stage("handoff", facts, write)
-    bundle = load_record(Bundle, work.path("handoff", "bundle.json"))
+    bundle = load_record(Bundle, work.record("handoff"))
     return _updated(outcome, bundle=bundle)
 
 

@@ -95,8 +95,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``path`` when the block ends well."""
+def atomic_folder(path: Path, replaces: str = "", *, ours: bool = False) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``path`` when the block ends well.
+
+    A folder that is there already is replaced if it is empty or holds the file ``replaces``, the
+    record by which an earlier result of ours is known, or if the caller knows it to be ``ours``;
+    a person's own folder never is.
+    Raises StoreError.
+    """
+    if not ours:
+        _refuse_foreign_folder(path, replaces)
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -114,6 +122,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(retired, ignore_errors=True)
+
+
+def _refuse_foreign_folder(path: Path, replaces: str) -> None:
+    with _storing(path):
+        foreign = path.is_dir() and any(path.iterdir())
+    if foreign and not (replaces and (path / replaces).is_file()):
+        raise StoreError(
+            "holds files that are no earlier result of this command, and would be replaced whole",
+            where=str(path),
+            do="give an empty or a new folder",
+        )
 
 
 def _sync(path: Path) -> None:
@@ -222,13 +241,17 @@ class Build:
         with _storing(self._note(name)):
             self._note(name).unlink(missing_ok=True)
 
-    def write_stage(self, name: str, key: str, write: Callable[[Path], None]) -> Path:
+    def write_stage(
+        self, name: str, key: str, write: Callable[[Path], None], record: str = ""
+    ) -> Path:
         """Let ``write`` fill an empty folder, then put it in the stage's place, whole or not.
 
+        ``record`` is the file by which an earlier folder of this stage is known.
         The note is removed first and written last, so that a stage killed at any moment runs again.
         """
+        ours = self._note(name).exists()
         self.forget(name)
-        with atomic_folder(self.stage(name)) as folder:
+        with atomic_folder(self.stage(name), record, ours=ours) as folder:
             write(folder)
             files = {
                 str(file.relative_to(folder)): sha256_of_file(file)

@@ -54,8 +54,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_a_folder_takes_the_place_of_the_old_one_with_nothing_of_it_left(tmp_path):
-    for content in ("one", "two"):
-        with atomic_folder(tmp_path / "stage") as folder:
+    for content, before in (("one", ""), ("two", "one.txt")):
+        with atomic_folder(tmp_path / "stage", before) as folder:
             (folder / f"{content}.txt").write_text(content)
     assert names_in(tmp_path) == ["stage"]
     assert names_in(tmp_path / "stage") == ["two.txt"]
@@ -66,7 +66,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path):
         (folder / "a").write_text("old")
 
     def fail() -> None:
-        with atomic_folder(tmp_path / "stage") as folder:
+        with atomic_folder(tmp_path / "stage", "a") as folder:
             (folder / "b").write_text("half")
             raise KeyboardInterrupt
 
@@ -281,7 +281,7 @@ def test_a_killed_run_leaves_nothing_that_is_taken_for_done_and_the_next_sweeps(
     with Build(tmp_path) as build:
         assert names_in(tmp_path) == [".lock", ".stages", "export"]
         assert not build.is_current("export", "key")
-        build.write_stage("export", "key", fill)
+        build.write_stage("export", "key", fill, "a.txt")
         assert build.is_current("export", "key")
 
 
@@ -296,3 +296,22 @@ def test_a_build_folder_that_is_a_file_is_a_store_error(tmp_path):
     (tmp_path / "build").write_text("")
     with pytest.raises(StoreError), Build(tmp_path / "build"):
         pass
+
+
+def test_a_persons_own_folder_is_never_replaced(tmp_path):
+    own = tmp_path / "thesis"
+    own.mkdir()
+    (own / "thesis.tex").write_text("years of work")
+    with pytest.raises(StoreError, match="no earlier result"), atomic_folder(own, "report.json"):
+        pytest.fail("the work must not begin")
+    with Build(tmp_path) as build, pytest.raises(StoreError, match="no earlier result"):
+        build.write_stage("thesis", "key", lambda folder: None, "report.json")
+    assert (own / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_earlier_result_is_replaced_whole(tmp_path):
+    for content in ("first", "second"):
+        with atomic_folder(tmp_path / "out", "record.json") as folder:
+            (folder / "record.json").write_text(content)
+            (folder / content).touch()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["record.json", "second"]

@@ -20,7 +20,6 @@ from onnxq.artifacts import (
     Verdict,
     VerificationReport,
 )
-from onnxq.errors import StoreError
 from onnxq.graph import MADE_UP_STAMP, load_model
 from onnxq.handoff.answers import made_up_samples, make_answers, replay
 from onnxq.handoff.bundle import (
@@ -81,7 +80,6 @@ def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the
     verdict is not ``passed`` (unless ``allow_unverified``); StaleRecordError if a record is about
     another file; RecipeError for a waiver of no rule; ModelError, RuntimeFailureError, StoreError.
     """
-    _refuse_foreign_folder(folder)
     proto = load_model(model)
     facts = _facts(model, model.parent)
     compare_records(facts, quantized, report, target)
@@ -99,7 +97,7 @@ def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the
     )
     if samples is None:
         samples = made_up_samples(judged.contract, section.known_answers)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, BUNDLE_FILE) as temporary:
         return _fill(temporary, judged, samples, section.known_answers)
 
 
@@ -195,13 +193,3 @@ def _facts(file: Path, folder: Path) -> FileFacts:
         sha256=sha256_of_file(file),
         size_bytes=file.stat().st_size,
     )
-
-
-def _refuse_foreign_folder(folder: Path) -> None:
-    """A bundle takes the place of a bundle or of nothing, never of a person's own files."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / BUNDLE_FILE).is_file():
-        raise StoreError(
-            "holds other files than a bundle, and would be replaced whole",
-            where=str(folder),
-            do="give an empty or a new folder",
-        )

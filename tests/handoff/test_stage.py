@@ -120,7 +120,7 @@ def test_a_bundle_is_replaced_and_a_persons_folder_is_not(nets, tmp_path):
     hand_off(**options, folder=tmp_path / "out")
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
-    with pytest.raises(StoreError, match="holds other files than a bundle"):
+    with pytest.raises(StoreError, match="no earlier result"):
         hand_off(**options, folder=tmp_path / "home")
     assert (tmp_path / "home" / "thesis.tex").exists()
 
