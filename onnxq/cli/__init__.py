@@ -1,7 +1,9 @@
 """The shell: parse, call, print, exit code. A command is imported when it is called."""
 
 import importlib
+import json
 import sys
+from typing import NoReturn
 
 import click
 
@@ -70,10 +72,21 @@ def main(args: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if args is None else args
     try:
         code = _cli.main(arguments, prog_name="onnxq", standalone_mode=False)
-    except click.ClickException as fault:
-        fault.show()
-        sys.exit(2)
+    except click.ClickException as wrong:
+        wrong.show()
+        _end_with_two(arguments, "UsageError", wrong.format_message())
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; run the same command again to resume", err=True)
-        sys.exit(2)
+        from onnxq.errors import InterruptedRunError
+
+        fault = InterruptedRunError("interrupted", do="run the same command again to resume")
+        click.echo(str(fault), err=True)
+        _end_with_two(arguments, "InterruptedRunError", fault.what)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_with_two(arguments: list[str], kind: str, what: str) -> NoReturn:
+    """Exit with 2; where JSON was asked for, one object says why."""
+    if "--json" in arguments:
+        error = {"kind": kind, "where": "usage", "what": what, "do": ""}
+        click.echo(json.dumps({"exit_code": 2, "error": error}))
+    sys.exit(2)

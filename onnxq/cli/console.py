@@ -3,11 +3,12 @@
 import functools
 import json
 import logging
+import math
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from onnxq.artifacts import GateResult, VerificationReport
 from onnxq.errors import EXIT_NOT_JUDGED, OnnxqError
 from onnxq.pipeline import Stage
 
-__all__ = ["EXIT_CODES", "Screen", "command_options", "print_verdict"]
+__all__ = ["EXIT_CODES", "Screen", "as_json", "command_options", "print_verdict"]
 
 T = TypeVar("T")
 EXIT_CODES = {"passed": 0, "failed": 1, "inconclusive": 2, "unverified": 2}
@@ -52,7 +53,7 @@ class Screen:
     def result(self, value: dict[str, Any]) -> None:
         """Print the one JSON object, if JSON was asked for."""
         if self.as_json:
-            click.echo(json.dumps(value, default=str))
+            click.echo(as_json(value))
 
     def progress(self, items: Iterable[T], what: str, total: int) -> Iterable[T]:
         """A bar on a terminal, plain lines elsewhere, nothing if quiet."""
@@ -90,6 +91,21 @@ class Screen:
     def stage_ends(self, stage: Stage, seconds: float) -> None:
         """Say what is done."""
         self.say(f"[green]✓[/] {stage:<10} {seconds:.1f} s")
+
+
+def as_json(value: object) -> str:
+    """Strict JSON: what is no finite number becomes "NaN" or "Infinity", as in the records."""
+    return json.dumps(_finite(value), default=str, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
+    return value
 
 
 def command_options(function: Callable[..., int | None]) -> Callable[..., int]:

@@ -81,6 +81,10 @@ def tiny(tmp_path: Path, weights: dict[str, Any]) -> Tiny:
     return Tiny(folder, values)
 
 
+def _not_json(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a command ended."""
@@ -91,7 +95,7 @@ class Ended:
 
     @property
     def json(self) -> dict[str, Any]:
-        return json.loads(self.out)
+        return json.loads(self.out, parse_constant=_not_json)
 
 
 @pytest.fixture

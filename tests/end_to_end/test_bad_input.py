@@ -224,6 +224,13 @@ def test_a_second_run_in_the_same_build_folder_says_so(tiny, onnxq):
     assert "another run" in second.stderr
 
 
+@pytest.mark.parametrize("arguments", [["run", "--json"], ["quantize", "--nope", "--json"]])
+def test_a_wrong_flag_as_json(onnxq, arguments):
+    ended = onnxq(*arguments)
+    assert ended.code == ended.json["exit_code"] == 2
+    assert ended.json["error"]["kind"] == "UsageError"
+
+
 def test_an_error_as_json(tiny, onnxq):
     tiny.checkpoint.unlink()
     ended = onnxq(*tiny.arguments("--json"))
