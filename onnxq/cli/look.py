@@ -41,19 +41,23 @@ def inspect(model: Path, target: str, screen: Screen) -> int:
     }
     graph = ir.from_proto(proto)
     profile = load_target(target)
-    facts |= _of_int8(model, graph, screen) if quantized else _of_fp32(model, profile, screen)
+    if quantized:
+        facts |= _of_int8(model, graph, profile, screen)
+    else:
+        facts |= _of_fp32(model, profile, screen)
     screen.result({"exit_code": 0, **facts})
     return 0
 
 
-def _of_int8(model: Path, graph: object, screen: Screen) -> dict[str, object]:
+def _of_int8(model: Path, graph: object, target: Target, screen: Screen) -> dict[str, object]:
     import onnx_ir as ir
 
     from onnxq.verify.audit import audit, coverage, fusion
 
     if not isinstance(graph, ir.Model):
         raise TypeError("not a graph")
-    rows, share, executed = audit(graph), coverage(graph), fusion(model, graph)
+    rows, share = audit(graph), coverage(graph, None, target)
+    executed = fusion(model, graph)
     for name, line in (
         ("operators", share.operators), ("parameters", share.parameters), ("MACs", share.macs),
     ):  # fmt: skip

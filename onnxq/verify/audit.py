@@ -1,10 +1,11 @@
 """What the file on disk really is: its integers, their legality, and how much of it they cover.
 
-Nothing here looks at a record: numerator and denominator of every share come from the file alone.
+A record says at most which operators were to be integer: whether they are, and every number, comes
+from the file alone.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnxq.artifacts import AuditRow, Coverage, CoverageLine, FusionLine
 from onnxq.errors import AuditError
 from onnxq.graph import WEIGHTED, constant_of, macs_of, output_channel_axis
 from onnxq.runtime import executed_operators
+from onnxq.target import Target
 
 __all__ = ["audit", "coverage", "fusion", "require_sound"]
 
@@ -26,8 +28,9 @@ _WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 def audit(model: ir.Model, selected: Mapping[str, str] | None = None) -> tuple[AuditRow, ...]:
     """One row for every operator that is integer or was ``selected`` (name → operator) to be.
 
-    Without a selection, every Conv, ConvTranspose, Gemm and MatMul that has a quantized input or
-    weight is looked at. A row's ``faults`` say what is not as it must be.
+    Without a selection, every Conv, ConvTranspose, Gemm and MatMul whose weight is quantized is
+    looked at: of one with a float weight nobody knows whether that is a fault or was meant. A row's
+    ``faults`` say what is not as it must be.
     """
     present = {str(node.name) for node in model.graph}
     rows = [
@@ -44,7 +47,7 @@ def audit(model: ir.Model, selected: Mapping[str, str] | None = None) -> tuple[A
     ]
     for node in _operators(model):
         if selected is None:
-            wanted = node.op_type in WEIGHTED and any(_from_dq(v) for v in node.inputs)
+            wanted = node.op_type in WEIGHTED and _from_dq(node.inputs[1])
         else:
             wanted = str(node.name) in selected
         if wanted:
@@ -53,20 +56,27 @@ def audit(model: ir.Model, selected: Mapping[str, str] | None = None) -> tuple[A
 
 
 def _row(node: ir.Node) -> AuditRow:
-    faults = []
-    weight = _dequantizer(node.inputs[1]) if node.op_type in WEIGHTED else None
-    integers = constant_of(weight.inputs[0]) if weight is not None else None
-    if node.op_type in WEIGHTED:
-        faults += _weight_faults(node, weight, integers)
-    faults += _neighbour_faults(node)
+    weight, integers = _weight_of(node)
     return AuditRow(
         node=str(node.name),
         op_type=node.op_type,
         weight_type=None if integers is None else str(integers.dtype),
         weight_levels=None if integers is None else len(np.unique(integers)),
         weight_channels=None if weight is None else _elements(weight.inputs[1]),
-        faults=tuple(faults),
+        faults=_faults(node),
     )
+
+
+def _weight_of(node: ir.Node) -> tuple[ir.Node | None, np.ndarray | None]:
+    """The DQ that gives the node its weight, and the integers stored for it."""
+    dq = _dequantizer(node.inputs[1]) if node.op_type in WEIGHTED else None
+    return dq, constant_of(dq.inputs[0]) if dq is not None else None
+
+
+def _faults(node: ir.Node) -> tuple[str, ...]:
+    """Why the node cannot be executed on integers; nothing if it can."""
+    weight = _weight_faults(node, *_weight_of(node)) if node.op_type in WEIGHTED else []
+    return (*weight, *_neighbour_faults(node))
 
 
 def _weight_faults(node: ir.Node, weight: ir.Node | None, integers: np.ndarray | None) -> list[str]:
@@ -136,11 +146,18 @@ def require_sound(rows: Iterable[AuditRow], where: str) -> None:
         )
 
 
-def coverage(model: ir.Model) -> Coverage:
-    """Integer share of operators, parameters and MACs, over one list: the file's operators."""
+def coverage(model: ir.Model, selected: Collection[str] | None, target: Target) -> Coverage:
+    """Integer share of operators, parameters and MACs, over one list: the file's operators.
+
+    An operator is integer if it was ``selected`` to be, by name, and has no fault. Without a
+    selection, every operator that the target can make integer counts as selected: one that it
+    cannot (a LayerNormalization between quantized neighbours) is float whatever lies around it.
+    """
+    possible = {*target.integer_ops, *target.data_ops, *target.folded_ops}
     operators = integer_operators = parameters = integer_parameters = macs = integer_macs = 0
     for node in _operators(model):
-        is_integer = not _neighbour_faults(node)
+        chosen = node.op_type in possible if selected is None else str(node.name) in selected
+        is_integer = chosen and not _faults(node)
         operators += 1
         integer_operators += is_integer
         for value in node.inputs:

@@ -82,7 +82,8 @@ def verify(
     """
     _refuse_stale(evidence)
     model = ir.from_proto(load_model(evidence.int8))
-    rows = audit(model, evidence.quantized.quantized_nodes if evidence.quantized else None)
+    selected = evidence.quantized.quantized_nodes if evidence.quantized else None
+    rows = audit(model, selected)
     require_sound(rows, evidence.int8.name)
     check_samples(samples, _inputs(evidence))
     if samples.labels is None:
@@ -109,7 +110,7 @@ def verify(
         gates=gates,
         comparison=comparison,
         audit=rows,
-        coverage=coverage(model),
+        coverage=coverage(model, selected, evidence.target),
         fusion=fusion(evidence.int8, model),
         layers=layers,
         ranges=evidence.calibration.ranges if evidence.calibration else {},

@@ -1,0 +1,108 @@
+"""What the file on disk really is: which operators are integer, and which only look so."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+from onnxq.artifacts import QuantizedModel
+from onnxq.calibrate.stage import calibrate
+from onnxq.graph import load_model, values_of
+from onnxq.quantize.stage import quantize
+from onnxq.recipe import CalibrateSection, QuantizeSection
+from onnxq.samples import Samples
+from onnxq.target import load_target
+from onnxq.verify.audit import audit, coverage, require_sound
+
+X86 = load_target("ort-x86")
+HEAD = '<ir_version: 9, opset_import: ["": 17]>\n'
+# two operators that ort-x86 has no integer kernel for, between others that become integer
+MIXED = (
+    HEAD
+    + """g (float[1,3,8,8] x) => (float[1,4,16,16] y) {
+    [conv_1] a = Conv<pads=[1,1,1,1]>(x, w1, b1)
+    [relu_1] b = Relu(a)
+    [up_1] c = ConvTranspose<strides=[2,2]>(b, w2, b2)
+    [conv_2] d = Conv<pads=[1,1,1,1]>(c, w3, b3)
+    [norm_1] e = LayerNormalization<axis=-1>(d, gain)
+    [conv_3] y = Conv<pads=[1,1,1,1]>(e, w4, b4)
+}"""
+)
+SHAPES = {
+    "w1": (4, 3, 3, 3), "b1": (4,), "w2": (4, 4, 2, 2), "b2": (4,), "w3": (4, 4, 3, 3),
+    "b3": (4,), "gain": (16,), "w4": (4, 4, 3, 3), "b4": (4,),
+}  # fmt: skip
+
+
+def saved(model: onnx.ModelProto, path: Path) -> Path:
+    onnx.save(model, path)
+    return path
+
+
+def float_model(text: str, shapes: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(text)
+    random = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        array = (0.3 * random.standard_normal(shape)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return model
+
+
+def quantized(folder: Path, model: onnx.ModelProto) -> tuple[Path, Path, QuantizedModel]:
+    """FP32 file, INT8 file for ort-x86, and its record."""
+    fp32, int8 = saved(model, folder / "fp32.onnx"), folder / "int8.onnx"
+    values = values_of(load_model(fp32))
+    random = np.random.default_rng(7)
+    columns = {v.name: random.standard_normal((16, *v.shape[1:])).astype("f") for v in values[0]}
+    samples = Samples("s", columns)
+    ranges = calibrate(fp32, values, samples, CalibrateSection(samples=16), folder / "ranges")
+    return fp32, int8, quantize(fp32, ranges, X86, QuantizeSection(), int8)
+
+
+def graph(path: Path) -> ir.Model:
+    return ir.from_proto(load_model(path))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> tuple[Path, Path, QuantizedModel]:
+    return quantized(tmp_path_factory.mktemp("mixed"), float_model(MIXED, SHAPES))
+
+
+# --- coverage -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_record", [True, False])
+def test_what_coverage_calls_float_is_what_the_record_left_float(mixed, with_record):
+    _, int8, record = mixed
+    share = coverage(graph(int8), record.quantized_nodes if with_record else None, X86)
+    assert {node.node for node in record.float_nodes} == {"up_1", "norm_1"}
+    assert share.operators.total - share.operators.integer == len(record.float_nodes)
+    assert share.macs.total - share.macs.integer == 4 * 8 * 8 * 4 * 2 * 2  # those of up_1
+    assert share.parameters.total - share.parameters.integer == 4 * 4 * 2 * 2 + 4 + 16
+
+
+def test_an_operator_with_a_float_weight_is_not_integer(mixed):
+    _, int8, record = mixed
+    model = onnx.load(int8)
+    (conv,) = (node for node in model.graph.node if node.name == "conv_2")
+    conv.input[1] = "w.float"
+    weight = np.zeros((4, 4, 3, 3), np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w.float"))
+    changed = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    before = coverage(graph(int8), record.quantized_nodes, X86)
+    for selected in (record.quantized_nodes, None):
+        after = coverage(changed, selected, X86)
+        assert after.operators.integer == before.operators.integer - 1
+        assert before.macs.integer - after.macs.integer == 16 * 16 * 4 * 4 * 3 * 3
+
+
+# --- audit --------------------------------------------------------------------------------------
+
+
+def test_without_a_record_an_operator_left_float_is_no_fault(mixed):
+    rows = audit(graph(mixed[1]))
+    assert [row.node for row in rows] == ["conv_1", "conv_2", "conv_3"]
+    require_sound(rows, "int8.onnx")
