@@ -19,6 +19,7 @@ from onnxq.artifacts import (
 )
 from onnxq.errors import PluginError
 from onnxq.progress import Progress, silent
+from onnxq.provenance import versions
 from onnxq.recipe import DataSource, Recipe
 from onnxq.samples import Samples
 from onnxq.sources import open_source
@@ -110,7 +111,12 @@ class _Work:
         self, stage: Stage, facts: Mapping[str, object], write: Callable[[Path], object]
     ) -> None:
         """Run ``write`` unless the stage was finished from the same ``facts`` before."""
-        key = digest_of({**facts, "code": _code_digest(stage), "target": self.target.model_dump()})
+        made_by = {
+            "code": _code_digest(stage),
+            "packages": versions(),
+            "target": self.target.model_dump(),
+        }
+        key = digest_of({**facts, **made_by})
         if self.build.is_current(stage, key):
             self.observer.stage_is_current(stage)
             return
@@ -164,7 +170,7 @@ def _export(work: _Work, outcome: Outcome) -> Outcome:
     sources = plugins.source_files(section.network, work.search) if section.network else ()
     file = section.checkpoint or section.model
     facts = {
-        "section": section.model_dump(mode="json"),
+        "section": section.model_dump(mode="json", exclude={"checkpoint", "model"}),
         "file": sha256_of_file(file) if file and file.is_file() else None,
         "sources": sha256_of_source(*sources),
         "data": work.calibration_samples.digest,
@@ -280,7 +286,10 @@ def _hand_off(work: _Work, outcome: Outcome) -> Outcome:
     exported, quantized = _needed(outcome.exported), _needed(outcome.quantized)
     report = _needed(outcome.report)
     section = work.recipe.handoff
-    facts = {"section": section.model_dump(mode="json"), "report": _digest(report)}
+    facts = {
+        "section": section.model_dump(mode="json"),
+        "report": sha256_of_source(work.build.stage("verify")),
+    }
 
     def write(folder: Path) -> object:
         from onnxq.handoff.stage import hand_off

@@ -48,12 +48,11 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_of_source(*paths: Path) -> str:
-    """SHA-256 over Python files; a folder stands for every ``.py`` and ``.yaml`` below it."""
+    """SHA-256 over source files; a folder stands for every file below it but compiled ones."""
     total = hashlib.sha256()
     for path in paths:
-        files = (
-            [path] if path.is_file() else sorted(path.rglob("*.py")) + sorted(path.rglob("*.yaml"))
-        )
+        files = [path] if path.is_file() else sorted(f for f in path.rglob("*.*") if f.is_file())
+        files = [file for file in files if file.suffix != ".pyc"]
         for file in files:
             total.update(file.name.encode() + file.read_bytes())
     return total.hexdigest()
