@@ -17,6 +17,7 @@ __all__ = [
     "MADE_UP_STAMP",
     "WEIGHTED",
     "constant_of",
+    "is_quantized_form",
     "load_graph",
     "load_model",
     "macs_of",
@@ -32,7 +33,17 @@ EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf stops at 2 GB; leave room for th
 OLDEST_OPSET = 13  # DequantizeLinear has an axis from here on
 MADE_UP_STAMP = "onnxq.unverified"  # metadata key of a model calibrated on random numbers
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul"})
+_QUANTIZED = frozenset(
+    {
+        "QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger",
+        "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul",
+        "MatMulIntegerToFloat", "MatMulInteger16", "QAttention", "QEmbedLayerNormalization",
+        "QGemm", "QMoE", "QOrderedAttention", "QOrderedGelu", "QOrderedLayerNormalization",
+        "QOrderedLongformerAttention", "QOrderedMatMul", "QuantizeBFP", "DequantizeBFP",
+        "QuantizeWithOrder", "DequantizeWithOrder", "MatMulNBits", "MatMulBnb4",
+        "GatherBlockQuantized",
+    }
+)  # fmt: skip
 
 _INNER_GRAPHS = frozenset({onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS})
 
@@ -109,9 +120,14 @@ def values_of(
     return facts(model.graph.input), facts(model.graph.output)
 
 
+def is_quantized_form(op_type: str) -> bool:
+    """Whether the operator belongs to a quantized graph, in Q/DQ or any other form."""
+    return op_type in _QUANTIZED or op_type.startswith("QLinear")
+
+
 def refuse_quantized(model: onnx.ModelProto, where: str) -> None:
-    """Raise AlreadyQuantizedError if the graph holds integer or Q/DQ operators."""
-    found = [node for node in model.graph.node if node.op_type in _QUANTIZED]
+    """Raise AlreadyQuantizedError if the graph holds quantized operators, in whatever form."""
+    found = [node for node in model.graph.node if is_quantized_form(node.op_type)]
     if found:
         raise AlreadyQuantizedError(
             f"is quantized already: {len(found)} nodes, first {found[0].op_type} `{found[0].name}`",

@@ -25,8 +25,11 @@ def inspect(model: Path, target: str, screen: Screen) -> int:
     import onnx_ir as ir
 
     from onnxq.graph import load_model, parameter_count, values_of
+    from onnxq.verify.audit import refuse_other_forms
 
     proto = load_model(model)
+    graph = ir.from_proto(proto)
+    refuse_other_forms(graph, model.name)
     inputs, outputs = values_of(proto)
     for value in (*inputs, *outputs):
         screen.text.print(f"  {value.name}: {value.dtype} {list(value.shape)}", markup=False)
@@ -39,7 +42,6 @@ def inspect(model: Path, target: str, screen: Screen) -> int:
         "float_parameters": parameter_count(proto),
         "quantized": quantized,
     }
-    graph = ir.from_proto(proto)
     profile = load_target(target)
     if quantized:
         facts |= _of_int8(model, graph, profile, screen)

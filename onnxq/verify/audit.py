@@ -12,12 +12,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.artifacts import AuditRow, Coverage, CoverageLine, FusionLine
-from onnxq.errors import AuditError
-from onnxq.graph import WEIGHTED, constant_of, macs_of, output_channel_axis
+from onnxq.errors import AuditError, ModelError
+from onnxq.graph import WEIGHTED, constant_of, is_quantized_form, macs_of, output_channel_axis
 from onnxq.runtime import executed_operators
 from onnxq.target import Target
 
-__all__ = ["audit", "coverage", "fusion", "require_sound"]
+__all__ = ["audit", "coverage", "fusion", "refuse_other_forms", "require_sound"]
 
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _FOLDED = frozenset({"Relu", "Clip"})  # vanish into the Q behind them
@@ -143,6 +143,19 @@ def require_sound(rows: Iterable[AuditRow], where: str) -> None:
             f"{len(faults)} faults in what was to be integer\n  " + "\n  ".join(faults[:15]) + more,
             where=where,
             do="quantize again with this version, or exclude these nodes by name with a reason",
+        )
+
+
+def refuse_other_forms(model: ir.Model, where: str) -> None:
+    """Raise ModelError if the file is quantized in another form than Q/DQ."""
+    others = [n for n in model.graph if n.op_type not in {_Q, _DQ} and is_quantized_form(n.op_type)]
+    if others:
+        raise ModelError(
+            "QOperator or dynamic form; onnxq reads the Q/DQ form "
+            f"({len(others)} nodes, first {others[0].op_type} `{others[0].name}`)",
+            where=where,
+            do="quantize the FP32 model with `onnxq quantize`, or statically with "
+            "quant_format=QuantFormat.QDQ in onnxruntime.quantization",
         )
 
 

@@ -30,7 +30,7 @@ from onnxq.sample_checks import check_samples
 from onnxq.samples import Samples
 from onnxq.store import sha256_of_file
 from onnxq.target import Target
-from onnxq.verify.audit import audit, coverage, fusion, require_sound
+from onnxq.verify.audit import audit, coverage, fusion, refuse_other_forms, require_sound
 from onnxq.verify.comparison import compare_models
 from onnxq.verify.distances import Distance
 from onnxq.verify.gate import judge_all, overall
@@ -77,11 +77,13 @@ def verify(
     """Measure ``evidence.int8`` and write the report (JSON, HTML, Markdown, JUnit) to ``folder``.
 
     The report is written whatever the verdict is. Raises StaleRecordError if a record is about
-    another file, DataError for samples that cannot be used or have no labels, AuditError if the
-    file is not what it claims to be.
+    another file, ModelError if the file is quantized in another form than Q/DQ, DataError for
+    samples that cannot be used or have no labels, AuditError if the file is not what it claims to
+    be.
     """
     _refuse_stale(evidence)
     model = ir.from_proto(load_model(evidence.int8))
+    refuse_other_forms(model, evidence.int8.name)
     selected = evidence.quantized.quantized_nodes if evidence.quantized else None
     rows = audit(model, selected)
     require_sound(rows, evidence.int8.name)

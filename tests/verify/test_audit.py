@@ -7,15 +7,18 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
+from onnxruntime.quantization import quantize_dynamic
 
 from onnxq.artifacts import QuantizedModel
 from onnxq.calibrate.stage import calibrate
-from onnxq.graph import load_model, values_of
+from onnxq.cli import main
+from onnxq.errors import AlreadyQuantizedError, ModelError
+from onnxq.graph import load_model, refuse_quantized, values_of
 from onnxq.quantize.stage import quantize
 from onnxq.recipe import CalibrateSection, QuantizeSection
 from onnxq.samples import Samples
 from onnxq.target import load_target
-from onnxq.verify.audit import audit, coverage, require_sound
+from onnxq.verify.audit import audit, coverage, refuse_other_forms, require_sound
 
 X86 = load_target("ort-x86")
 HEAD = '<ir_version: 9, opset_import: ["": 17]>\n'
@@ -106,3 +109,46 @@ def test_without_a_record_an_operator_left_float_is_no_fault(mixed):
     rows = audit(graph(mixed[1]))
     assert [row.node for row in rows] == ["conv_1", "conv_2", "conv_3"]
     require_sound(rows, "int8.onnx")
+
+
+# --- other forms --------------------------------------------------------------------------------
+
+
+def of_one_operator(op_type: str, folder: Path) -> Path:
+    """A valid file of one quantized operator of ONNX Runtime, as far as onnxq looks into it."""
+    node = onnx.helper.make_node(op_type, ["x"], ["y"], "n", domain="com.microsoft")
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4]) for n in "xy")
+    imports = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", [x], [y]), opset_imports=imports, ir_version=9
+    )
+    return saved(proto, folder / "other.onnx")
+
+
+OTHERS = ["QLinearAdd", "QGemm", "QAttention", "ConvInteger", "MatMulInteger", "QLinearSigmoid"]
+
+
+@pytest.mark.parametrize("op_type", OTHERS)
+def test_the_qoperator_form_is_named_by_every_reader(op_type, tmp_path):
+    path = of_one_operator(op_type, tmp_path)
+    with pytest.raises(ModelError, match=r"reads the Q/DQ form .*" + op_type) as raised:
+        refuse_other_forms(graph(path), path.name)
+    assert raised.value.exit_code == 2
+    with pytest.raises(AlreadyQuantizedError):
+        refuse_quantized(load_model(path), path.name)
+
+
+def test_inspect_and_verify_end_with_two_on_a_dynamic_file(tmp_path, capsys, mixed):
+    dynamic = tmp_path / "dynamic.onnx"
+    quantize_dynamic(mixed[0], dynamic)
+    np.savez(tmp_path / "d.npz", x=np.zeros((4, 3, 8, 8), "f"), labels=np.arange(4))
+    data = ["--data", str(tmp_path / "d.npz"), "--metric", "mae", "--max-drop", "1"]
+    for arguments in (["inspect", dynamic], ["verify", mixed[0], dynamic, *data]):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        assert ended.value.code == 2
+        assert "reads the Q/DQ form" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_qdq_form_is_read(mixed):
+    refuse_other_forms(graph(mixed[1]), "int8.onnx")
