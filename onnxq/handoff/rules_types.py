@@ -31,7 +31,7 @@ __all__ = [
     "weights_unshared",
 ]
 
-BIAS_TOLERANCE = 1e-5  # relative; targets.md A9.3
+BIAS_TOLERANCE = 1e-5  # relative
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
 
 
