@@ -297,6 +297,21 @@ class MetricRow(Record):
     interval: Interval | None
     baseline: float | None
 
+    @property
+    def rewriting_adds(self) -> float | None:
+        """How much worse rewritten FP32 is than FP32 as exported; None without a better side."""
+        return self._worse(self.fp32, self.rewritten)
+
+    @property
+    def quantizing_adds(self) -> float | None:
+        """How much worse INT8 is than rewritten FP32; None without a better side."""
+        return self._worse(self.rewritten, self.int8)
+
+    def _worse(self, before: float, after: float) -> float | None:
+        if self.better == "neither":
+            return None
+        return after - before if self.better == "lower" else before - after
+
 
 class GroupRow(Record):
     """The gated metric for one group (subject, file)."""

@@ -449,6 +449,30 @@ def test_markdown_holds_no_markup_of_others(report: VerificationReport) -> None:
     assert "<script" not in markdown(hostile(report))
 
 
+def test_what_rewriting_adds_and_what_quantizing_adds_make_up_the_increase(
+    report: VerificationReport,
+) -> None:
+    for row in report.comparison.metrics:
+        assert row.rewriting_adds is not None
+        assert row.quantizing_adds is not None
+        assert row.increase == pytest.approx(row.rewriting_adds + row.quantizing_adds)
+    pearson = report.comparison.metrics[2].model_copy(update={"rewritten": 0.936})
+    assert pearson.rewriting_adds == pytest.approx(-0.002)  # higher is better: it became better
+    assert pearson.quantizing_adds == pytest.approx(0.005)
+    neither = pearson.model_copy(update={"better": "neither"})
+    assert neither.rewriting_adds is neither.quantizing_adds is None
+
+
+def test_both_deltas_stand_beside_the_increase(report: VerificationReport) -> None:
+    (section,) = (section for section in sections(report) if section.id == "metrics")
+    steps = section.tables[1]
+    titles = [column.title for column in steps.columns]
+    assert titles[1:4] == ["Rewriting adds", "Quantizing adds", "Worse by"]
+    assert steps.rows[2].cells[1:4] == ("0", "0.003000", "0.003000")
+    for text in (markdown(report), html(report)):
+        assert text.count("Rewriting adds") == text.count("Quantizing adds") == 1
+
+
 # --- JUnit --------------------------------------------------------------------------------------
 
 
