@@ -33,9 +33,10 @@ from onnxq.sources import open_source
 from onnxq.store import atomic_folder, load_record, sha256_of_file
 from onnxq.target import Target
 
-__all__ = ["Data", "calibrate_file", "export_file", "quantize_file", "verify_files"]
+__all__ = ["REPORT", "Data", "calibrate_file", "export_file", "quantize_file", "verify_files"]
 
 MOST_SAMPLES = 200
+REPORT = "report.json"
 Domains = Mapping[str, tuple[float, float]]
 
 
@@ -93,7 +94,7 @@ def calibrate_file(
     model: Path, target: Target, data: Data, folder: Path, progress: Progress = silent
 ) -> CalibrationResult:
     """Canonical graph and ranges of ``model`` in ``folder``, put there whole or not at all."""
-    with atomic_folder(folder) as work:
+    with atomic_folder(folder, CALIBRATION) as work:
         return _calibrated(model, target, data, work, progress)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from onnxq.cli.console import EXIT_CODES, Screen, command_options, print_verdict
 from onnxq.cli.run import default_folder, run_recipe
@@ -16,6 +17,8 @@ from onnxq.target import Target, load_target
 __all__ = ["calibrate", "export", "handoff", "quantize", "verify"]
 
 DEFAULT_TARGET = "ort-x86"
+_FOR_RECIPES_ONLY = frozenset({"build_dir"})
+_WITH_RECIPE = _FOR_RECIPES_ONLY | {"target", "as_json", "quiet", "verbose"}
 _path = click.Path(path_type=Path)
 _target = click.option(
     "--target", help=f"Target (`onnxq targets`); for plain files {DEFAULT_TARGET} unless given."
@@ -47,7 +50,35 @@ def _data_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_recipe(path: Path) -> bool:
-    return path.suffix in {".yaml", ".yml"}
+    """True for a recipe; raises UsageError for flags that do not go with what ``path`` is."""
+    recipe = path.suffix in {".yaml", ".yml"}
+    _refuse_unused_flags(click.get_current_context(), recipe=recipe, path=path)
+    return recipe
+
+
+def _refuse_unused_flags(context: click.Context, *, recipe: bool, path: Path) -> None:
+    unused = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if isinstance(parameter, click.Option)
+        and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        and (parameter.name not in _WITH_RECIPE if recipe else parameter.name in _FOR_RECIPES_ONLY)
+    ]
+    if unused:
+        kind, do = (
+            (
+                "plain files",
+                f"set it in the recipe, or once with `onnxq run {path} --set KEY=VALUE`",
+            )
+            if recipe
+            else ("recipes", "leave it out: `-o` or --report says where results go")
+        )
+        raise UsageError(
+            f"{', '.join(f'`{flag}`' for flag in unused)} {'is' if len(unused) == 1 else 'are'} "
+            f"for {kind} only",
+            where=str(path),
+            do=do,
+        )
 
 
 def _run_stage(
@@ -115,10 +146,11 @@ def export(
     """Export a recipe's network, or bring a plain MODEL.onnx to canonical form."""
     if _is_recipe(model):
         return _run_stage(model, "export", target, build_dir, screen)
+    from onnxq.export.stage import RECORD as EXPORT
     from onnxq.plain import export_file
     from onnxq.store import atomic_folder
 
-    with atomic_folder(_required(output, "-o DIR")) as folder:
+    with atomic_folder(_required(output, "-o DIR"), EXPORT) as folder:
         record = export_file(model, _chosen(target), _parsed_domains(domains), folder)
     for step in record.steps:
         screen.say(f"  {step}")
@@ -221,20 +253,20 @@ def verify(
     **options: Any,
 ) -> int:
     """Judge INT8 against FP32 on held-out samples: exit 0 passed, 1 worse, 2 cannot be judged."""
-    if len(models) == 1 and _is_recipe(models[0]):
+    if _is_recipe(models[0]) and len(models) == 1:
         return _run_stage(models[0], "verify", target, build_dir, screen)
-    if len(models) != 2:
+    if len(models) != 2 or _is_recipe(models[0]):
         raise UsageError("give a recipe, or FP32.onnx and INT8.onnx", where="usage")
     import tempfile
 
-    from onnxq.plain import verify_files
+    from onnxq.plain import REPORT, verify_files
     from onnxq.store import atomic_folder
 
     source = _required(options["data"], "--data")
     gates = _gates(options)
     with (
         tempfile.TemporaryDirectory() as scratch,
-        atomic_folder(options["report"] or Path(scratch) / "report") as folder,
+        atomic_folder(options["report"] or Path(scratch) / "report", REPORT) as folder,
     ):
         report = verify_files(
             models[0],
