@@ -39,6 +39,12 @@ def _check_form(samples: Samples, name: str, value: ValueFacts) -> None:
     if column is None:
         raise DataError(f"the model's input `{name}` is missing", where=samples.name)
     where = f"{samples.name}, input `{name}`"
+    if value.shape and isinstance(value.shape[0], int) and value.shape[0] != 1:
+        raise DataError(
+            f"the model's batch is fixed at {value.shape[0]}, and samples are run one at a time",
+            where=where,
+            do="export the model with a free batch, or with a batch of 1",
+        )
     wanted, found = value.shape[1:], column.shape[1:]
     fits = len(wanted) == len(found) and all(
         isinstance(want, str) or want == got for want, got in zip(wanted, found, strict=True)

@@ -238,3 +238,9 @@ def test_made_up_samples_fit_their_facts_and_say_what_they_are():
     assert len(made) == 5
     assert made.digest == made_up_samples([UNIT], 5, seed=1).digest
     assert made.digest != made_up_samples([UNIT], 5, seed=2).digest
+
+
+def test_a_model_whose_batch_is_fixed_cannot_be_run_one_sample_at_a_time():
+    value = ValueFacts(name="x", dtype="float32", shape=(4, 2))
+    with pytest.raises(DataError, match="fixed at 4"):
+        check_samples(Samples("s", {"x": np.zeros((8, 2), np.float32)}), [value])

@@ -55,6 +55,8 @@ def choose(
     order of the result. Raises DataError if there are too few samples or what the plan needs is
     not known of them.
     """
+    if len(samples) == 0:
+        raise DataError("holds no sample", where=samples.name, do="give at least one")
     if len(samples) < count:
         raise DataError(
             f"holds {len(samples)} samples, {count} were asked for",

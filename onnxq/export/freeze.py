@@ -8,7 +8,7 @@ import onnx
 from onnxq.errors import ModelError, nearest
 from onnxq.recipe import ValueSection
 
-__all__ = ["freeze", "refuse_subgraphs"]
+__all__ = ["freeze", "refuse_half", "refuse_subgraphs"]
 
 _SUBGRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
@@ -22,6 +22,20 @@ def refuse_subgraphs(model: onnx.ModelProto, where: str) -> None:
                 where=where,
                 do="export what lies inside the loop or branch as a model of its own",
             )
+
+
+def refuse_half(model: onnx.ModelProto, where: str) -> None:
+    """Raise ModelError if the graph computes in half precision: its rounding is not FP32's."""
+    half = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
+    found = [value.name for value in values if value.type.tensor_type.elem_type in half]
+    found += [tensor.name for tensor in model.graph.initializer if tensor.data_type in half]
+    if found:
+        raise ModelError(
+            f"is a half-precision graph: {len(found)} tensors such as `{found[0]}` are float16",
+            where=where,
+            do="export it as float32; INT8 is made from the model as it was trained",
+        )
 
 
 def freeze(

@@ -21,7 +21,7 @@ from onnxq.artifacts import (
 )
 from onnxq.errors import ExportError, MissingExtraError, ModelError, nearest
 from onnxq.export.clean import MOST_STEPS, CleanStep, cleaning
-from onnxq.export.freeze import freeze, refuse_subgraphs
+from onnxq.export.freeze import freeze, refuse_half, refuse_subgraphs
 from onnxq.export.lint import lint, unreachable_parameters
 from onnxq.export.opset import OLDEST, convert_opset, opset_of
 from onnxq.export.parity import compare_outputs, input_sets, require
@@ -206,6 +206,7 @@ def _from_file(
     model = load_model(path)
     refuse_quantized(model, path.name)
     refuse_subgraphs(model, path.name)
+    refuse_half(model, path.name)
     steps, findings = [f"read {path.name}"], []
     if opset_of(model) < OLDEST:
         what = f"brought from opset {opset_of(model)} to {OLDEST}, the oldest that can be quantized"

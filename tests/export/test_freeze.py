@@ -1,7 +1,8 @@
+import onnx
 import pytest
 
 from onnxq.errors import ModelError
-from onnxq.export.freeze import freeze, refuse_subgraphs
+from onnxq.export.freeze import freeze, refuse_half, refuse_subgraphs
 from onnxq.graph import values_of
 from onnxq.recipe import ValueSection
 
@@ -53,3 +54,12 @@ def test_a_graph_inside_a_node_is_refused_with_the_nodes_name():
     )
     with pytest.raises(ModelError, match=r"`branch` \(If\)"):
         refuse_subgraphs(model, "m.onnx")
+
+
+def test_a_half_precision_graph_is_refused_by_name():
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> '
+        "g (float16[1,2] x) => (float16[1,2] y) { y = Relu(x) }"
+    )
+    with pytest.raises(ModelError, match="half-precision"):
+        refuse_half(model, "m.onnx")
