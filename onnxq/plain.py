@@ -1,5 +1,7 @@
 """The stages on plain files, for people who arrive with an ``.onnx`` and no recipe."""
 
+import contextlib
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,10 +35,19 @@ from onnxq.sources import open_source
 from onnxq.store import atomic_folder, load_record, sha256_of_file
 from onnxq.target import Target
 
-__all__ = ["REPORT", "Data", "calibrate_file", "export_file", "quantize_file", "verify_files"]
+__all__ = [
+    "REPORT",
+    "Data",
+    "calibrate_file",
+    "export_file",
+    "quantize_file",
+    "record_of",
+    "verify_files",
+]
 
 MOST_SAMPLES = 200
 REPORT = "report.json"
+_RECORD_KEYS = frozenset({"fp32_sha256", "calibration_sha256"})
 Domains = Mapping[str, tuple[float, float]]
 
 
@@ -48,6 +59,11 @@ class Data:
     domains: Domains
     section: CalibrateSection
     samples: int | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file that samples come from, if they come from one."""
+        return (Path(self.source),) if self.source is not None else ()
 
     def open(self, exported: ExportedModel) -> tuple[Samples, CalibrateSection]:
         """The samples, and the section with the number that will be taken."""
@@ -117,8 +133,11 @@ def quantize_file(
 ) -> QuantizedModel:
     """The INT8 file of ``model`` at ``output``; ``source`` is data, or a folder of ``calibrate``.
 
-    Raises StaleRecordError if the folder was made from another model or for another form of it.
+    Raises UsageError if a file would be overwritten that is no earlier result, StaleRecordError if
+    the folder was made from another model or for another form of it.
     """
+    given = (model,) if isinstance(source, Path) else (model, *source.files)
+    _refuse_overwriting(output, given)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         if isinstance(source, Data):
@@ -133,6 +152,51 @@ def quantize_file(
                     do="run `onnxq calibrate` on this model again",
                 )
         return quantize(work / "fp32.onnx", ranges, target, section, output)
+
+
+def _refuse_overwriting(output: Path, given: Sequence[Path]) -> None:
+    record = output.with_suffix(".json")
+    if output == record:
+        raise UsageError(
+            "is where the record would go", where=f"-o {output}", do="end the name in .onnx"
+        )
+    for path in (output, record):
+        if path.exists() and any(file.exists() and file.samefile(path) for file in given):
+            raise UsageError(
+                f"would overwrite {path.name}, which it is made from",
+                where=f"-o {output}",
+                do="give the INT8 file another name",
+            )
+    if record.exists() and not _is_ours(record):
+        raise UsageError(
+            f"its record would overwrite {record.name}, which onnxq has not written",
+            where=f"-o {output}",
+            do="give another name, or move that file",
+        )
+
+
+def record_of(int8: Path) -> QuantizedModel | None:
+    """The record that ``quantize`` wrote beside ``int8``; None for a file from elsewhere.
+
+    Raises StaleRecordError if the record is about another file.
+    """
+    path = int8.with_suffix(".json")
+    if not _is_ours(path):
+        return None
+    record = load_record(QuantizedModel, path)
+    if record.model.sha256 != sha256_of_file(int8):
+        raise StaleRecordError(
+            "describes another file", where=str(path), do=f"remove it, or make {int8.name} again"
+        )
+    return record
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a record of ``quantize``, be it of this version or of another."""
+    with contextlib.suppress(OSError, ValueError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(values, dict) and values.keys() >= _RECORD_KEYS
+    return False
 
 
 def verify_files(  # noqa: PLR0913 - what is compared, on what, under which gates, and where it goes
@@ -150,12 +214,7 @@ def verify_files(  # noqa: PLR0913 - what is compared, on what, under which gate
     from onnxq.verify.tasks import task_for_metric
 
     names = tuple(value.name for value in values_of(load_model(fp32))[0])
-    record = int8.with_suffix(".json")
-    quantized = load_record(QuantizedModel, record) if record.is_file() else None
-    if quantized is not None and quantized.model.sha256 != sha256_of_file(int8):
-        raise StaleRecordError(
-            "describes another file", where=str(record), do=f"remove it, or make {int8.name} again"
-        )
+    quantized = record_of(int8)
     task = task_for_metric(gates[0].metric.removesuffix("_to_fp32"))
     samples = open_source(source, {}, names)
     section = VerifySection(gate=gates)

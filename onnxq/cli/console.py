@@ -174,7 +174,7 @@ def print_verdict(screen: Screen, report: VerificationReport) -> int:
 
 
 def _gate_line(gate: GateResult) -> str:
-    bound = "" if gate.bound is None else f", upper 95 % bound {gate.bound:.3g}"
+    bound = "" if gate.bound is None else f", 95 % interval up to {gate.bound:.3g}"
     needs = f" — {gate.needs}" if gate.needs else ""
     allowed = f"(allowed {gate.allowed:g}, judged by {gate.judge})"
     return f"{gate.statement}: {gate.point:.3g}{bound} {allowed}{needs}"

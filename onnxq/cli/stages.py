@@ -320,19 +320,17 @@ def handoff(
     """Check the target's rules and pack the bundle of a recipe or of a plain OUT.onnx."""
     if _is_recipe(model):
         return _run_stage(model, "handoff", target, build_dir, screen)
-    from onnxq.artifacts import QuantizedModel
     from onnxq.graph import load_model, values_of
     from onnxq.handoff.stage import hand_off
+    from onnxq.plain import record_of
     from onnxq.sources import open_source
-    from onnxq.store import load_record
 
     names = tuple(value.name for value in values_of(load_model(model))[0])
-    record = model.with_suffix(".json")
     bundle = hand_off(
         model=model,
         target=_chosen(target),
         folder=_required(options["output"], "-o DIR"),
-        quantized=load_record(QuantizedModel, record) if record.is_file() else None,
+        quantized=record_of(model),
         samples=open_source(options["data"], {}, names) if options["data"] else None,
         allow_unverified=options["allow_unverified"],
     )

@@ -131,3 +131,65 @@ def test_every_flag_that_is_out_of_place_is_named(tiny, onnxq):
     error = told(onnxq("verify", tiny.recipe, "--metric", "mae", "--data", "x", "--json"))
 
     assert {"`--metric`", "`--data`"} <= set(re.findall("`[^`]+`", error["what"]))
+
+
+# --- files that are there already ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "sub/../model.onnx", "link.onnx", "calib.npz"])
+def test_the_int8_file_never_replaces_what_it_is_made_from(plain, onnxq, name):
+    (plain.folder / "sub").mkdir()
+    (plain.folder / "link.onnx").symlink_to(plain.fp32)
+    before = plain.fp32.read_bytes(), plain.calib.read_bytes()
+
+    error = told(onnxq("quantize", plain.fp32, "--data", plain.calib, "-o", name, "--json"))
+
+    assert error["kind"] == "UsageError"
+    assert "would overwrite" in error["what"]
+    assert (plain.fp32.read_bytes(), plain.calib.read_bytes()) == before
+
+
+@pytest.mark.parametrize("text", ['{"my": "settings"}', "[1, 2]", "no JSON", ""])
+def test_a_json_file_of_a_person_is_not_overwritten_by_the_record(plain, onnxq, text):
+    plain.record.write_text(text)
+
+    error = told(onnxq(*plain.quantize("--json")))
+
+    assert error["kind"] == "UsageError"
+    assert plain.record.name in error["what"]
+    assert plain.record.read_text() == text
+    assert not plain.int8.exists()
+
+
+def test_the_record_and_the_model_need_names_of_their_own(plain, onnxq):
+    arguments = ("quantize", plain.fp32, "--data", plain.calib, "-o", "out.json", "--json")
+
+    assert told(onnxq(*arguments))["kind"] == "UsageError"
+    assert not Path("out.json").exists()
+
+
+def test_an_earlier_int8_file_and_its_report_are_replaced(plain, onnxq):
+    for _ in range(2):
+        assert onnxq(*plain.quantize()).code == 0
+        ended = onnxq(*plain.verify("--report", "report"))
+        assert ended.code == 0, ended.out + ended.err
+
+
+def test_a_json_file_beside_a_foreign_int8_file_is_no_record(plain, onnxq):
+    assert onnxq(*plain.quantize()).code == 0
+    plain.record.write_text('{"license": "MIT"}')
+
+    judged = onnxq(*plain.verify())
+    packed = onnxq("handoff", plain.int8, "-o", "bundle", "--allow-unverified")
+
+    assert (judged.code, packed.code) == (0, 0), judged.err + packed.err
+
+
+def test_a_record_of_ours_about_another_file_is_stale(plain, onnxq):
+    assert onnxq(*plain.quantize()).code == 0
+    changed = onnx.load(plain.int8)
+    changed.producer_name = "someone else"
+    onnx.save(changed, plain.int8)
+
+    for arguments in (plain.verify(), ["handoff", plain.int8, "-o", "b", "--allow-unverified"]):
+        assert told(onnxq(*arguments, "--json"))["kind"] == "StaleRecordError"
