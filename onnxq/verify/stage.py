@@ -21,7 +21,7 @@ from onnxq.artifacts import (
     VerificationReport,
 )
 from onnxq.errors import DataError, StaleRecordError
-from onnxq.graph import MADE_UP_STAMP, load_model, macs_of, values_of
+from onnxq.graph import MADE_UP_STAMP, load_graph, load_model, macs_of, values_of
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
 from onnxq.recipe import VerifySection
@@ -85,7 +85,7 @@ def verify(
     model = ir.from_proto(load_model(evidence.int8))
     refuse_other_forms(model, evidence.int8.name)
     selected = evidence.quantized.quantized_nodes if evidence.quantized else None
-    rows = audit(model, selected)
+    rows = audit(model, selected, _source(evidence))
     require_sound(rows, evidence.int8.name)
     check_samples(samples, _inputs(evidence))
     if samples.labels is None:
@@ -185,6 +185,14 @@ def _refuse_stale(evidence: Evidence) -> None:
         raise StaleRecordError(
             "the record is about another file", where=str(evidence.rewritten), do="export again"
         )
+
+
+def _source(evidence: Evidence) -> ir.Model | None:
+    """The FP32 graph that the record says the file was made from; None if that is not at hand."""
+    record = evidence.quantized
+    if record is None or record.fp32_sha256 != sha256_of_file(evidence.rewritten):
+        return None
+    return load_graph(evidence.rewritten)
 
 
 def _inputs(evidence: Evidence) -> Sequence[ValueFacts]:

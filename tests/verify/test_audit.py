@@ -12,15 +12,19 @@ from onnxruntime.quantization import quantize_dynamic
 from onnxq.artifacts import QuantizedModel
 from onnxq.calibrate.stage import calibrate
 from onnxq.cli import main
-from onnxq.errors import AlreadyQuantizedError, ModelError
+from onnxq.errors import AlreadyQuantizedError, AuditError, DataError, ModelError
 from onnxq.graph import load_model, refuse_quantized, values_of
 from onnxq.quantize.stage import quantize
-from onnxq.recipe import CalibrateSection, QuantizeSection
+from onnxq.recipe import CalibrateSection, Gate, QuantizeSection, VerifySection
 from onnxq.samples import Samples
+from onnxq.store import sha256_of_file
 from onnxq.target import load_target
 from onnxq.verify.audit import audit, coverage, refuse_other_forms, require_sound
+from onnxq.verify.stage import Evidence, verify
+from onnxq.verify.tasks import Regression
 
 X86 = load_target("ort-x86")
+SECTION = VerifySection(gate=(Gate(metric="mae", max_increase=1),))
 HEAD = '<ir_version: 9, opset_import: ["": 17]>\n'
 # two operators that ort-x86 has no integer kernel for, between others that become integer
 MIXED = (
@@ -109,6 +113,102 @@ def test_without_a_record_an_operator_left_float_is_no_fault(mixed):
     rows = audit(graph(mixed[1]))
     assert [row.node for row in rows] == ["conv_1", "conv_2", "conv_3"]
     require_sound(rows, "int8.onnx")
+
+
+# --- against the FP32 graph ---------------------------------------------------------------------
+
+
+def constant(model: onnx.ModelProto, node: str, index: int, part: int) -> onnx.TensorProto:
+    """What is stored for an input of a node: its integers (part 0) or their scale (1)."""
+    makers = {output: n for n in model.graph.node for output in n.output}
+    (found,) = (n for n in model.graph.node if n.name == node)
+    wanted = makers[found.input[index]].input[part]
+    return next(tensor for tensor in model.graph.initializer if tensor.name == wanted)
+
+
+def change(tensor: onnx.TensorProto, array: np.ndarray) -> None:
+    old = onnx.numpy_helper.to_array(tensor)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype(old.dtype), tensor.name))
+
+
+def one_step(array: np.ndarray) -> np.ndarray:
+    moved = array.copy()
+    moved.flat[0] += 1 if moved.flat[0] < 0 else -1
+    return moved
+
+
+def test_a_sound_file_holds_the_constants_of_fp32(mixed):
+    fp32, int8, record = mixed
+    rows = audit(graph(int8), record.quantized_nodes, graph(fp32))
+    assert [fault for row in rows for fault in row.faults] == []
+
+
+@pytest.mark.parametrize(
+    ("index", "part", "changed", "fault"),
+    [
+        (1, 0, one_step, "weight lies up to"),
+        (1, 0, lambda array: array[::-1], "weight lies up to"),
+        (1, 0, lambda array: np.where(array == -127, -128, array), "reaches −128"),
+        (1, 1, lambda array: array * 1.001, "scale of its bias is not"),
+        (2, 0, one_step, "bias lies up to"),
+        (2, 1, lambda array: array * 1.001, "scale of its bias is not"),
+    ],
+)
+def test_a_constant_that_is_not_fp32s_is_a_fault(mixed, index, part, changed, fault):
+    fp32, int8, record = mixed
+    model = onnx.load(int8)
+    tensor = constant(model, "conv_2", index, part)
+    change(tensor, changed(onnx.numpy_helper.to_array(tensor)))
+    rows = audit(ir.from_proto(model), record.quantized_nodes, graph(fp32))
+    faults = {row.node: row.faults for row in rows if row.faults}
+    assert set(faults) == {"conv_2"}
+    assert any(fault in found for found in faults["conv_2"])
+
+
+def test_weights_put_at_each_others_place_are_faults(mixed):
+    fp32, int8, record = mixed
+    model = onnx.load(int8)
+    pair = [constant(model, node, 1, 0) for node in ("conv_2", "conv_3")]
+    for tensor, array in zip(
+        pair, [onnx.numpy_helper.to_array(t) for t in pair[::-1]], strict=True
+    ):
+        change(tensor, array)
+    rows = audit(ir.from_proto(model), record.quantized_nodes, graph(fp32))
+    assert {row.node for row in rows if row.faults} == {"conv_2", "conv_3"}
+
+
+def test_channels_whose_scale_was_widened_for_their_bias_are_sound(tmp_path):
+    model = float_model(MIXED, SHAPES)
+    for tensor in model.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor).copy()
+        if tensor.name == "w3":
+            array[0] *= 1e-9
+            change(tensor, array)
+    fp32, int8, record = quantized(tmp_path, model)
+    assert any("tiny beside the bias" in finding.what for finding in record.findings)
+    require_sound(audit(graph(int8), record.quantized_nodes, graph(fp32)), "int8.onnx")
+
+
+@pytest.mark.parametrize("bias", [(1, 5), (1,), ()])
+def test_the_bias_of_a_gemm_may_broadcast(tmp_path, bias):
+    text = HEAD + "g (float[1,8] x) => (float[1,5] y) { [gemm_1] y = Gemm(x, w, b) }"
+    fp32, int8, record = quantized(tmp_path, float_model(text, {"w": (8, 5), "b": bias}))
+    require_sound(audit(graph(int8), record.quantized_nodes, graph(fp32)), "int8.onnx")
+
+
+@pytest.mark.parametrize("made_from_it", [True, False])
+def test_verify_holds_the_file_against_the_fp32_graph_of_its_record(mixed, tmp_path, made_from_it):
+    fp32, int8, record = mixed
+    model = onnx.load(int8)
+    change(constant(model, "conv_2", 1, 0), np.ones((4, 4, 3, 3)))
+    path = saved(model, tmp_path / "int8.onnx")
+    facts = record.model.model_copy(update={"sha256": sha256_of_file(path)})
+    source = record.fp32_sha256 if made_from_it else "0" * 64
+    claimed = record.model_copy(update={"model": facts, "fp32_sha256": source})
+    evidence = Evidence("m", fp32, fp32, path, X86, quantized=claimed)
+    samples = Samples("s", {"x": np.zeros((2, 3, 8, 8), "f")})  # no labels: the next to be missed
+    with pytest.raises(AuditError if made_from_it else DataError):
+        verify(evidence, Regression(), samples, SECTION, tmp_path)
 
 
 # --- other forms --------------------------------------------------------------------------------
