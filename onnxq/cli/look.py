@@ -59,7 +59,7 @@ def _of_int8(model: Path, graph: object, target: Target, screen: Screen) -> dict
     if not isinstance(graph, ir.Model):
         raise TypeError("not a graph")
     rows, share = audit(graph), coverage(graph, None, target)
-    executed = fusion(model, graph)
+    executed = fusion(model, graph, target.session_options)
     for name, line in (
         ("operators", share.operators), ("parameters", share.parameters), ("MACs", share.macs),
     ):  # fmt: skip

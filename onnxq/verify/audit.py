@@ -193,16 +193,18 @@ def coverage(model: ir.Model, selected: Collection[str] | None, target: Target) 
     )
 
 
-def fusion(path: Path, model: ir.Model) -> tuple[FusionLine, ...]:
+def fusion(
+    path: Path, model: ir.Model, config: Mapping[str, str] | None = None
+) -> tuple[FusionLine, ...]:
     """How many operators of each type ONNX Runtime executes on integers on this machine.
 
     An operator type that is left in the optimized graph under its float name is float there;
-    operators that only move values run on whatever they are given and are not listed.
+    operators that only move values run on whatever they are given and are not listed. ``config``
+    are the session's configuration entries.
     """
     float_names = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
-    left = Counter(
-        float_names.get(node.op_type, node.op_type) for node in executed_operators(path).graph.node
-    )
+    executed = executed_operators(path, config).graph.node
+    left = Counter(float_names.get(node.op_type, node.op_type) for node in executed)
     total = Counter(node.op_type for node in _operators(model) if node.op_type not in _MOVERS)
     return tuple(
         FusionLine(op_type=kind, integer=max(count - left[kind], 0), total=count)

@@ -201,6 +201,8 @@ def _beats_baseline(comparison: Comparison) -> bool:
 
 
 def _reason(gate: GateResult) -> str:
-    bound = "" if gate.bound is None else f", at most {gate.bound:.3g} (95 %)"
+    known = gate.bound is not None and math.isfinite(gate.bound)
+    bound = f", at most {gate.bound:.3g} (95 %)" if known else ""
     needs = f"; {gate.needs}" if gate.needs else ""
-    return f"{gate.statement} is {gate.point:.3g}{bound}, allowed {gate.allowed:g}{needs}"
+    point = f"{gate.point:.3g}" if math.isfinite(gate.point) else "not a number"
+    return f"{gate.statement} is {point}{bound}, allowed {gate.allowed:g}{needs}"

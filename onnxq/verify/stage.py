@@ -37,6 +37,7 @@ from onnxq.verify.gate import judge_all, overall
 from onnxq.verify.layers import layer_distances
 from onnxq.verify.metrics import Task
 from onnxq.verify.report.write import write_reports
+from onnxq.verify.tasks import check_labels
 
 __all__ = ["Evidence", "verify"]
 
@@ -88,8 +89,7 @@ def verify(
     rows = audit(model, selected, _source(evidence))
     require_sound(rows, evidence.int8.name)
     check_samples(samples, _inputs(evidence))
-    if samples.labels is None:
-        raise DataError("has no labels", where=samples.name, do="put `labels` beside the inputs")
+    check_labels(task, samples)
     predicted = _predict(evidence, task, samples, progress)
     layers = layer_distances(
         (evidence.rewritten, evidence.fp32),
@@ -113,7 +113,7 @@ def verify(
         comparison=comparison,
         audit=rows,
         coverage=coverage(model, selected, evidence.target),
-        fusion=fusion(evidence.int8, model),
+        fusion=fusion(evidence.int8, model, evidence.target.session_options),
         layers=layers,
         ranges=evidence.calibration.ranges if evidence.calibration else {},
         float_nodes=evidence.quantized.float_nodes if evidence.quantized else (),
@@ -160,6 +160,7 @@ def _predict(evidence: Evidence, task: Task, samples: Samples, progress: Progres
     distance = Distance()
     for result in progress(in_parallel(run_all, len(samples)), "verifying", len(samples)):
         for variant, values in result.items():
+            _check_batch_axis(values)
             outputs[variant].append(values)
         for name, array in result["int8"].items():
             distance += Distance.between(result["int8_other"][name], array)
@@ -170,6 +171,21 @@ def _predict(evidence: Evidence, task: Task, samples: Samples, progress: Progres
         for variant, rows in outputs.items()
     }
     return _Predicted(predictions, distance)
+
+
+def _check_batch_axis(outputs: Mapping[str, np.ndarray]) -> None:
+    """Raise DataError if the outputs for one sample cannot be put below those for another.
+
+    An only output must be one row; one of several may be of no use to the task.
+    """
+    for name, array in outputs.items():
+        if array.ndim == 0 or (len(outputs) == 1 and len(array) != 1):
+            form = f"has shape {list(array.shape)}" if array.ndim else "is a single number"
+            raise DataError(
+                f"{form} for one sample: the output has no batch axis",
+                where=f"output `{name}`",
+                do="export the model with the batch as first axis of its output: (n, …)",
+            )
 
 
 # --- what is known of the files -----------------------------------------------------------------
@@ -217,6 +233,14 @@ def _findings(evidence: Evidence, samples: Samples) -> tuple[Finding, ...]:
         choice = evidence.calibration.choice
         found += [Finding(where=choice.source, what=note) for note in choice.notes]
     found += [Finding(where=samples.name, what=note) for note in samples.notes]
+    if samples.groups is None:
+        found.append(
+            Finding(
+                where=samples.name,
+                what="no groups are known: every sample counts as independent",
+                do="give `groups` if several come from one person or file",
+            )
+        )
     return tuple(dict.fromkeys(found))
 
 

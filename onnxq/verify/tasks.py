@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from onnxq.errors import DataError, UsageError, nearest
+from onnxq.samples import Samples
 from onnxq.verify.metrics import Metric, Task
 
-__all__ = ["Classification", "Regression", "task_for_metric"]
+__all__ = ["Classification", "Regression", "check_labels", "task_for_metric"]
 
 Predictions = Float[np.ndarray, "n *output"]
 Labels = Shaped[np.ndarray, " n"]
@@ -115,6 +116,33 @@ def task_for_metric(name: str) -> Task:
     if name not in _BY_METRIC:
         raise UsageError(f"no metric `{name}`; {nearest(name, _BY_METRIC)}", where="--metric")
     return _BY_METRIC[name]()
+
+
+def check_labels(task: Task, samples: Samples) -> None:
+    """Raise DataError, naming the sample, for labels that no figure can be computed from.
+
+    That is: none at all, one that is not finite, and what is no number, if the task is one of the
+    built-in ones.
+    """
+    labels = samples.labels
+    if labels is None:
+        raise DataError("has no labels", where=samples.name, do="put `labels` beside the inputs")
+    if isinstance(task, Regression | Classification) and not np.issubdtype(labels.dtype, np.number):
+        do = "give the value to be predicted, as a number"
+        if isinstance(task, Classification):
+            do = "give the number of each sample's class, from 0, as the model scores them"
+        raise DataError(
+            f"the labels are no numbers; the first is {labels[0]!s:.40}", where=samples.name, do=do
+        )
+    if not np.issubdtype(labels.dtype, np.inexact):
+        return
+    bad = np.flatnonzero(~np.isfinite(labels))
+    if len(bad):
+        raise DataError(
+            f"the label is {labels[bad[0]]} ({len(bad)} of {len(labels)} are not finite)",
+            where=f"{samples.name}, sample {samples.number(int(bad[0]))}",
+            do="leave out the samples without a known label",
+        )
 
 
 def _flat(predictions: Predictions, labels: Labels) -> tuple[np.ndarray, np.ndarray]:

@@ -10,22 +10,19 @@ import pytest
 from onnxruntime.quantization import quantize_dynamic
 
 from onnxq.artifacts import QuantizedModel
-from onnxq.calibrate.stage import calibrate
 from onnxq.cli import main
 from onnxq.errors import AlreadyQuantizedError, AuditError, DataError, ModelError
-from onnxq.graph import load_model, refuse_quantized, values_of
-from onnxq.quantize.stage import quantize
-from onnxq.recipe import CalibrateSection, Gate, QuantizeSection, VerifySection
+from onnxq.graph import load_model, refuse_quantized
+from onnxq.recipe import Gate, VerifySection
 from onnxq.samples import Samples
 from onnxq.store import sha256_of_file
-from onnxq.target import load_target
 from onnxq.verify.audit import audit, coverage, refuse_other_forms, require_sound
 from onnxq.verify.stage import Evidence, verify
 from onnxq.verify.tasks import Regression
 
-X86 = load_target("ort-x86")
+from .files import HEAD, X86, float_model, graph, quantized, saved
+
 SECTION = VerifySection(gate=(Gate(metric="mae", max_increase=1),))
-HEAD = '<ir_version: 9, opset_import: ["": 17]>\n'
 # two operators that ort-x86 has no integer kernel for, between others that become integer
 MIXED = (
     HEAD
@@ -42,35 +39,6 @@ SHAPES = {
     "w1": (4, 3, 3, 3), "b1": (4,), "w2": (4, 4, 2, 2), "b2": (4,), "w3": (4, 4, 3, 3),
     "b3": (4,), "gain": (16,), "w4": (4, 4, 3, 3), "b4": (4,),
 }  # fmt: skip
-
-
-def saved(model: onnx.ModelProto, path: Path) -> Path:
-    onnx.save(model, path)
-    return path
-
-
-def float_model(text: str, shapes: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
-    model = onnx.parser.parse_model(text)
-    random = np.random.default_rng(0)
-    for name, shape in shapes.items():
-        array = (0.3 * random.standard_normal(shape)).astype(np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    return model
-
-
-def quantized(folder: Path, model: onnx.ModelProto) -> tuple[Path, Path, QuantizedModel]:
-    """FP32 file, INT8 file for ort-x86, and its record."""
-    fp32, int8 = saved(model, folder / "fp32.onnx"), folder / "int8.onnx"
-    values = values_of(load_model(fp32))
-    random = np.random.default_rng(7)
-    columns = {v.name: random.standard_normal((16, *v.shape[1:])).astype("f") for v in values[0]}
-    samples = Samples("s", columns)
-    ranges = calibrate(fp32, values, samples, CalibrateSection(samples=16), folder / "ranges")
-    return fp32, int8, quantize(fp32, ranges, X86, QuantizeSection(), int8)
-
-
-def graph(path: Path) -> ir.Model:
-    return ir.from_proto(load_model(path))
 
 
 @pytest.fixture(scope="module")

@@ -108,6 +108,15 @@ def test_nan_predictions_fail_without_a_warning():
     assert result.verdict == "failed"
 
 
+def test_the_reason_spells_a_figure_that_is_no_number():
+    int8 = FP32.copy()
+    int8[3] = np.nan
+    verdict, (reason,) = judged(int8)
+    assert verdict == "failed"
+    assert "is not a number, allowed 2" in reason
+    assert "nan" not in reason
+
+
 def test_metrics_that_cannot_be_gated_are_refused():
     with pytest.raises(RecipeError, match="no mean over samples"):
         gated(FP32, Gate(metric="rmse", max_increase=2))
