@@ -210,7 +210,8 @@ class FloatNode(Record):
 
 
 class QuantizedModel(Record):
-    """A Q/DQ file; ``quantized_nodes`` maps names to operators."""
+    """A Q/DQ file; ``quantized_nodes`` maps names to operators, ``calibration`` is the samples that
+    its ranges come from, so that it is never judged on one of them."""
 
     model: FileFacts
     fp32_sha256: str
@@ -224,6 +225,7 @@ class QuantizedModel(Record):
     steps: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     made_up_data: bool = False
+    calibration: SampleChoice | None = None
     provenance: Provenance
 
 

@@ -14,6 +14,7 @@ from onnxq.artifacts import (
     ValueFacts,
     VerificationReport,
 )
+from onnxq.calibrate.readers import refuse_overlap
 from onnxq.calibrate.stage import RECORD as CALIBRATION
 from onnxq.calibrate.stage import calibrate
 from onnxq.errors import StaleRecordError, UsageError
@@ -24,7 +25,6 @@ from onnxq.quantize.stage import quantize
 from onnxq.recipe import (
     CalibrateSection,
     ExportSection,
-    Gate,
     QuantizeSection,
     ValueSection,
     VerifySection,
@@ -33,7 +33,8 @@ from onnxq.sample_checks import made_up_samples
 from onnxq.samples import Samples
 from onnxq.sources import open_source
 from onnxq.store import atomic_folder, load_record, sha256_of_file
-from onnxq.target import Target
+from onnxq.target import Target, load_target
+from onnxq.verify.metrics import Task
 
 __all__ = [
     "REPORT",
@@ -42,10 +43,13 @@ __all__ = [
     "export_file",
     "quantize_file",
     "record_of",
+    "samples_for",
+    "target_for",
     "verify_files",
 ]
 
 MOST_SAMPLES = 200
+DEFAULT_TARGET = "ort-x86"
 REPORT = "report.json"
 _RECORD_KEYS = frozenset({"fp32_sha256", "calibration_sha256"})
 Domains = Mapping[str, tuple[float, float]]
@@ -77,8 +81,13 @@ class Data:
         return opened, self.section.model_copy(update={"samples": max(count, 1)})
 
 
-def export_file(model: Path, target: Target, domains: Domains, folder: Path) -> ExportedModel:
-    """The canonical form of an FP32 ``.onnx`` in ``folder``. Raises as ``export`` does."""
+def export_file(
+    model: Path, target: Target, domains: Domains, folder: Path, opset: int | None = None
+) -> ExportedModel:
+    """The canonical form of an FP32 ``.onnx`` in ``folder``. Raises as ``export`` does.
+
+    ``opset`` is the model's own unless given, or the nearest to it that ``target`` takes.
+    """
     inputs, outputs = values_of(load_model(model))
     known = {value.name for value in (*inputs, *outputs)}
     for name in domains:
@@ -94,7 +103,7 @@ def export_file(model: Path, target: Target, domains: Domains, folder: Path) -> 
 
     section = ExportSection(
         model=model.resolve(),
-        opset=min(max(_opset(model), target.opset[0]), target.opset[1]),
+        opset=min(max(opset or _opset(model), target.opset[0]), target.opset[1]),
         inputs=sections(inputs),
         outputs=sections(outputs),
     )
@@ -199,34 +208,69 @@ def _is_ours(path: Path) -> bool:
     return False
 
 
-def verify_files(  # noqa: PLR0913 - what is compared, on what, under which gates, and where it goes
+def target_for(record: QuantizedModel | None, asked: str | None) -> Target:
+    """The target that a file was made for, or the one that is asked for.
+
+    Raises UsageError if the two contradict each other, or if there is no such target.
+    """
+    if asked is None:
+        return load_target(record.target if record else DEFAULT_TARGET)
+    if record is not None and asked != record.target:
+        raise UsageError(
+            f"the target {asked} is asked for, and {record.model.name} was made for "
+            f"{record.target}",
+            where="--target",
+            do=f"leave it out, or quantize for {asked}",
+        )
+    return load_target(asked)
+
+
+def verify_files(  # noqa: PLR0913 - what is compared, on what, how it is judged, where it goes
     fp32: Path,
     int8: Path,
-    source: str,
-    *,
-    gates: tuple[Gate, ...],
-    target: Target,
+    samples: Samples,
+    task: Task,
+    section: VerifySection,
     folder: Path,
+    *,
+    target: str | None = None,
     progress: Progress = silent,
 ) -> VerificationReport:
-    """Judge ``int8`` against ``fp32`` on the samples of ``source``; reports go to ``folder``."""
-    from onnxq.verify.stage import Evidence, verify
-    from onnxq.verify.tasks import task_for_metric
+    """Judge ``int8`` against ``fp32`` on ``samples``; reports go to ``folder``.
 
-    names = tuple(value.name for value in values_of(load_model(fp32))[0])
+    The record beside ``int8`` is heeded: its target, the FP32 model it was made from, and the
+    samples of its calibration. Raises UsageError for another target, StaleRecordError for another
+    model, LeakageError for samples that it was calibrated on, and as ``verify`` does.
+    """
+    from onnxq.verify.stage import Evidence, verify
+
     quantized = record_of(int8)
-    task = task_for_metric(gates[0].metric.removesuffix("_to_fp32"))
-    samples = open_source(source, {}, names)
-    section = VerifySection(gate=gates)
+    if quantized is not None and quantized.calibration is not None:
+        refuse_overlap(quantized.calibration, samples)
+    chosen = target_for(quantized, target)
     with tempfile.TemporaryDirectory() as scratch:
-        exported = export_file(fp32, target, {}, Path(scratch))
+        opset = _opset(int8) if quantized is not None else None  # a recipe may have chosen it
+        exported = export_file(fp32, chosen, {}, Path(scratch), opset)
+        known = (exported.model.sha256, sha256_of_file(fp32))  # either form may be given
+        if quantized is not None and quantized.fp32_sha256 not in known:
+            raise StaleRecordError(
+                f"was made from another FP32 model than {fp32.name}",
+                where=str(int8),
+                do=f"give the model that it was made from, or quantize {fp32.name}",
+            )
         evidence = Evidence(
             name=int8.stem,
             fp32=fp32,
             rewritten=Path(scratch) / "fp32.onnx",
             int8=int8,
-            target=target,
+            target=chosen,
             exported=exported,
             quantized=quantized,
         )
         return verify(evidence, task, samples, section, folder, progress=progress)
+
+
+def samples_for(model: Path, source: str) -> Samples:
+    """Samples of a file or ``module:function``, with the inputs of ``model``."""
+    names = tuple(value.name for value in values_of(load_model(model))[0])
+    return open_source(source, {}, names)

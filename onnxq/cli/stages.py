@@ -11,7 +11,7 @@ from onnxq.cli.console import EXIT_CODES, Screen, command_options, print_verdict
 from onnxq.cli.run import default_folder, run_recipe
 from onnxq.errors import UsageError
 from onnxq.pipeline import Stage
-from onnxq.recipe import CalibrateSection, Gate, QuantizeSection, Waiver, load_recipe
+from onnxq.recipe import CalibrateSection, Gate, QuantizeSection, VerifySection, Waiver, load_recipe
 from onnxq.target import Target, load_target
 
 __all__ = ["calibrate", "export", "handoff", "quantize", "verify"]
@@ -21,7 +21,9 @@ _FOR_RECIPES_ONLY = frozenset({"build_dir"})
 _WITH_RECIPE = _FOR_RECIPES_ONLY | {"target", "as_json", "quiet", "verbose"}
 _path = click.Path(path_type=Path)
 _target = click.option(
-    "--target", help=f"Target (`onnxq targets`); for plain files {DEFAULT_TARGET} unless given."
+    "--target",
+    help="Target (`onnxq targets`). Unless given: the recipe's, that of the INT8 file's record, or "
+    f"{DEFAULT_TARGET}.",
 )
 _build_dir = click.option("--build-dir", type=_path, help="Where a recipe's results go.")
 _domain = click.option(
@@ -259,25 +261,29 @@ def verify(
         raise UsageError("give a recipe, or FP32.onnx and INT8.onnx", where="usage")
     import tempfile
 
-    from onnxq.plain import REPORT, verify_files
+    from onnxq.plain import REPORT, record_of, samples_for, verify_files
     from onnxq.store import atomic_folder
+    from onnxq.verify.tasks import task_for_metric
 
+    fp32, int8 = models
     source = _required(options["data"], "--data")
-    gates = _gates(options)
+    section = VerifySection(gate=_gates(options))
+    task = task_for_metric(options["metric"])
     with (
         tempfile.TemporaryDirectory() as scratch,
         atomic_folder(options["report"] or Path(scratch) / "report", REPORT) as folder,
     ):
         report = verify_files(
-            models[0],
-            models[1],
-            source,
-            gates=gates,
-            target=_chosen(target),
-            folder=folder,
-            progress=screen.progress,
-        )
+            fp32, int8, samples_for(fp32, source), task, section, folder,
+            target=target, progress=screen.progress,
+        )  # fmt: skip
     code = print_verdict(screen, report)
+    record = record_of(int8)
+    if record is None or record.calibration is None:
+        screen.say(
+            f"  [yellow]![/] no record says what {int8.name} was calibrated on: whether these "
+            "samples are held out is not known"
+        )
     if options["report"]:
         screen.say(f"  report  {options['report'] / 'report.html'}")
     screen.result(
@@ -320,18 +326,16 @@ def handoff(
     """Check the target's rules and pack the bundle of a recipe or of a plain OUT.onnx."""
     if _is_recipe(model):
         return _run_stage(model, "handoff", target, build_dir, screen)
-    from onnxq.graph import load_model, values_of
     from onnxq.handoff.stage import hand_off
-    from onnxq.plain import record_of
-    from onnxq.sources import open_source
+    from onnxq.plain import record_of, samples_for, target_for
 
-    names = tuple(value.name for value in values_of(load_model(model))[0])
+    record = record_of(model)
     bundle = hand_off(
         model=model,
-        target=_chosen(target),
+        target=target_for(record, target),
         folder=_required(options["output"], "-o DIR"),
-        quantized=record_of(model),
-        samples=open_source(options["data"], {}, names) if options["data"] else None,
+        quantized=record,
+        samples=samples_for(model, options["data"]) if options["data"] else None,
         allow_unverified=options["allow_unverified"],
     )
     screen.say(f"[green]✓[/] {options['output']}: {bundle.verdict}, {len(bundle.files)} files")

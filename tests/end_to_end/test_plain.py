@@ -1,6 +1,7 @@
 """The stages on plain files: nothing is ignored, overwritten, or believed without a record."""
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from tiny.system import evaluation
 
 NET = """<ir_version: 9, opset_import: ["": 17]>
 g (float[1,3,8,8] image) => (float[1,3] scores) {
@@ -193,3 +195,92 @@ def test_a_record_of_ours_about_another_file_is_stale(plain, onnxq):
 
     for arguments in (plain.verify(), ["handoff", plain.int8, "-o", "b", "--allow-unverified"]):
         assert told(onnxq(*arguments, "--json"))["kind"] == "StaleRecordError"
+
+
+# --- what the record says -----------------------------------------------------------------------
+
+
+def test_the_target_is_that_of_the_record(plain, onnxq):
+    assert onnxq(*plain.quantize("--target", "stm32n6")).code == 0
+
+    judged = onnxq(*plain.verify("--json"))
+
+    assert (judged.code, judged.json["report"]["target"]) == (0, "stm32n6"), judged.err
+
+
+@pytest.mark.parametrize("command", ["verify", "handoff"])
+def test_a_target_that_contradicts_the_record_is_refused(plain, onnxq, command):
+    assert onnxq(*plain.quantize("--target", "stm32n6")).code == 0
+    arguments = plain.verify() if command == "verify" else ["handoff", plain.int8, "-o", "b"]
+
+    error = told(onnxq(*arguments, "--target", "ort-x86", "--json"))
+
+    assert error["kind"] == "UsageError"
+    assert {"stm32n6", "ort-x86"} <= set(error["what"].split())
+
+
+def test_an_int8_file_is_not_judged_against_a_model_it_was_not_made_from(plain, onnxq):
+    assert onnxq(*plain.quantize()).code == 0
+    save_net(plain.fp32, gain=2)
+
+    error = told(onnxq(*plain.verify("--json")))
+
+    assert error["kind"] == "StaleRecordError"
+    assert "another FP32 model" in error["what"]
+
+
+def test_the_canonical_form_is_the_model_it_was_made_from(plain, onnxq):
+    assert onnxq(*plain.quantize()).code == 0
+    assert onnxq("export", plain.fp32, "-o", "canonical").code == 0
+    shutil.copyfile("canonical/fp32.onnx", plain.fp32)
+
+    assert onnxq(*plain.verify()).code == 0
+
+
+def test_a_recipes_int8_file_is_judged_as_a_plain_one(tiny, plain, onnxq):
+    assert onnxq(*tiny.arguments("--to", "quantize")).code == 0
+    samples = evaluation()
+    np.savez(plain.eval, picture=samples.inputs["picture"], labels=samples.labels)
+
+    for name in ("exported.onnx", "fp32.onnx"):
+        judged = onnxq(
+            "verify", tiny.build / "export" / name, tiny.build / "quantize" / "int8.onnx",
+            "--data", plain.eval, "--metric", "mae", "--max-drop", "1",
+        )  # fmt: skip
+        assert judged.code == 0, judged.err
+
+
+def test_a_model_is_not_judged_on_a_sample_it_was_calibrated_on(plain, onnxq):
+    seen, unseen = np.load(plain.calib), np.load(plain.eval)
+    mixed = {name: np.concatenate([unseen[name], seen[name][7:8]]) for name in unseen}
+    np.savez(plain.eval, **mixed)
+    assert onnxq(*plain.quantize()).code == 0
+
+    error = told(onnxq(*plain.verify("--json")))
+
+    assert error["kind"] == "LeakageError"
+    assert "calibration sample 7 is evaluation sample 600" in error["what"]
+
+
+def test_a_model_is_not_judged_on_a_group_it_was_calibrated_on(plain, onnxq):
+    for path, groups in ((plain.calib, ("ann", "bob")), (plain.eval, ("bob", "eve"))):
+        arrays = dict(np.load(path))
+        np.savez(path, **arrays, groups=np.resize(groups, len(arrays["labels"])))
+    assert onnxq("calibrate", plain.fp32, "--data", plain.calib, "-o", "ranges").code == 0
+    assert onnxq("quantize", plain.fp32, "--calibration", "ranges", "-o", plain.int8).code == 0
+
+    error = told(onnxq(*plain.verify("--json")))
+
+    assert error["kind"] == "LeakageError"
+    assert "bob" in error["what"]
+
+
+def test_without_a_record_the_screen_says_that_the_calibration_is_unknown(plain, onnxq):
+    assert onnxq(*plain.quantize()).code == 0
+    assert "not known" not in onnxq(*plain.verify()).out
+    plain.record.unlink()
+
+    judged = onnxq(*plain.verify())
+
+    assert judged.code == 0
+    assert "whether these samples are held out is not known" in judged.out
