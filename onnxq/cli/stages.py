@@ -1,29 +1,32 @@
 """``onnxq export|calibrate|quantize|verify|handoff``, on a recipe or on plain files."""
 
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
+from pydantic import ValidationError
 
 from onnxq.cli.console import EXIT_CODES, Screen, command_options, print_verdict
 from onnxq.cli.run import default_folder, run_recipe
 from onnxq.errors import UsageError
 from onnxq.pipeline import Stage
 from onnxq.recipe import CalibrateSection, Gate, QuantizeSection, VerifySection, Waiver, load_recipe
-from onnxq.target import Target, load_target
+from onnxq.target import Target
 
 __all__ = ["calibrate", "export", "handoff", "quantize", "verify"]
 
-DEFAULT_TARGET = "ort-x86"
-_FOR_RECIPES_ONLY = frozenset({"build_dir"})
-_WITH_RECIPE = _FOR_RECIPES_ONLY | {"target", "as_json", "quiet", "verbose"}
+_FOR_RECIPES = frozenset({"build_dir"})
+_FOR_CALIBRATING = frozenset({"data", "samples", "method", "seed", "smoke_test_random", "domains"})
+_WITH_RECIPE = _FOR_RECIPES | {"target", "as_json", "quiet", "verbose"}
 _path = click.Path(path_type=Path)
 _target = click.option(
     "--target",
     help="Target (`onnxq targets`). Unless given: the recipe's, that of the INT8 file's record, or "
-    f"{DEFAULT_TARGET}.",
+    "ort-x86.",
 )
 _build_dir = click.option("--build-dir", type=_path, help="Where a recipe's results go.")
 _domain = click.option(
@@ -40,7 +43,7 @@ def _data_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--method", type=click.Choice(["minmax", "percentile", "mse"]), default="minmax",
             help="How statistics become ranges (default: minmax).",
         ),
-        click.option("--seed", type=int, default=0, help="Seed of the choice of samples."),
+        click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the choice."),
         click.option(
             "--smoke-test-random", is_flag=True,
             help="Calibrate on random numbers; the model is stamped and never verified.",
@@ -53,34 +56,28 @@ def _data_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _is_recipe(path: Path) -> bool:
     """True for a recipe; raises UsageError for flags that do not go with what ``path`` is."""
-    recipe = path.suffix in {".yaml", ".yml"}
-    _refuse_unused_flags(click.get_current_context(), recipe=recipe, path=path)
-    return recipe
+    if path.suffix in {".yaml", ".yml"}:
+        do = f"set it in the recipe, or once with `onnxq run {path} --set KEY=VALUE`"
+        _refuse_flags(lambda name: name not in _WITH_RECIPE, "for plain files", str(path), do)
+        return True
+    do = "leave it out: `-o` or --report says where results go"
+    _refuse_flags(lambda name: name in _FOR_RECIPES, "for recipes", str(path), do)
+    return False
 
 
-def _refuse_unused_flags(context: click.Context, *, recipe: bool, path: Path) -> None:
-    unused = [
-        parameter.opts[0]
-        for parameter in context.command.params
-        if isinstance(parameter, click.Option)
-        and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
-        and (parameter.name not in _WITH_RECIPE if recipe else parameter.name in _FOR_RECIPES_ONLY)
+def _refuse_flags(unused: Callable[[str], bool], purpose: str, where: str, do: str) -> None:
+    """Raise UsageError if a flag was given that would be ignored."""
+    context = click.get_current_context()
+    flags = [
+        f"`{option.opts[0]}`"
+        for option in context.command.params
+        if isinstance(option, click.Option)
+        and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+        and unused(str(option.name))
     ]
-    if unused:
-        kind, do = (
-            (
-                "plain files",
-                f"set it in the recipe, or once with `onnxq run {path} --set KEY=VALUE`",
-            )
-            if recipe
-            else ("recipes", "leave it out: `-o` or --report says where results go")
-        )
-        raise UsageError(
-            f"{', '.join(f'`{flag}`' for flag in unused)} {'is' if len(unused) == 1 else 'are'} "
-            f"for {kind} only",
-            where=str(path),
-            do=do,
-        )
+    if flags:
+        verb = "is" if len(flags) == 1 else "are"
+        raise UsageError(f"{', '.join(flags)} {verb} {purpose} only", where=where, do=do)
 
 
 def _run_stage(
@@ -93,13 +90,28 @@ def _run_stage(
 
 
 def _chosen(target: str | None) -> Target:
-    return load_target(target or DEFAULT_TARGET)
+    from onnxq.plain import target_for
+
+    return target_for(None, target)
 
 
 def _required(value: Any, flag: str) -> Any:
     if value is None:
         raise UsageError(f"`{flag}` is needed for a plain file", where="usage")
     return value
+
+
+@contextlib.contextmanager
+def _flag(name: str) -> Iterator[None]:
+    """Turn a value that a section of the recipe refuses into a UsageError that names the flag."""
+    try:
+        yield
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        raise UsageError(
+            f"{first['msg'].removeprefix('Value error, ')} (found {first['input']!r:.60})",
+            where=name,
+        ) from fault
 
 
 def _parsed_domains(domains: tuple[str, ...]) -> dict[str, tuple[float, float]]:
@@ -112,6 +124,10 @@ def _parsed_domains(domains: tuple[str, ...]) -> dict[str, tuple[float, float]]:
             raise UsageError(
                 f"`{text}` is not of the form NAME=LOW,HIGH", where="--domain"
             ) from None
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise UsageError(
+                f"`{text}` is no interval of finite numbers with LOW below HIGH", where="--domain"
+            )
         parsed[name] = (low, high)
     return parsed
 
@@ -215,6 +231,11 @@ def quantize(
         return _run_stage(model, "quantize", target, build_dir, screen)
     from onnxq.plain import quantize_file
 
+    if options["calibration"]:
+        _refuse_flags(
+            lambda name: name in _FOR_CALIBRATING, "for calibrating", "--calibration",
+            "give it to `onnxq calibrate`, which made that folder",
+        )  # fmt: skip
     source = options["calibration"] or _data(options)
     excluded = tuple(Waiver(name=name, reason="--exclude") for name in options["exclude"])
     record = quantize_file(
@@ -267,7 +288,7 @@ def verify(
 
     fp32, int8 = models
     source = _required(options["data"], "--data")
-    section = VerifySection(gate=_gates(options))
+    section = VerifySection(gate=_gates(_required(options["metric"], "--metric"), options))
     task = task_for_metric(options["metric"])
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -292,15 +313,19 @@ def verify(
     return code
 
 
-def _gates(options: dict[str, Any]) -> tuple[Gate, ...]:
-    metric = _required(options["metric"], "--metric")
-    gates = []
-    if options["max_drop"] is not None:
-        gates.append(Gate(metric=metric, max_increase=options["max_drop"], judge=options["judge"]))
-    if options["max_to_fp32"] is not None:
-        gates.append(
-            Gate(metric=f"{metric}_to_fp32", max=options["max_to_fp32"], judge=options["judge"])
-        )
+def _gates(metric: str, options: dict[str, Any]) -> tuple[Gate, ...]:
+    limits = {name: options[name] for name in ("max_drop", "max_to_fp32")}
+    for name, limit in limits.items():
+        if limit is not None and not math.isfinite(limit):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{limit} is no limit", where=flag, do="give a finite number")
+    gates, judge = [], options["judge"]
+    if limits["max_drop"] is not None:
+        with _flag("--max-drop"):
+            gates.append(Gate(metric=metric, max_increase=limits["max_drop"], judge=judge))
+    if limits["max_to_fp32"] is not None:
+        with _flag("--max-to-fp32"):
+            gates.append(Gate(metric=f"{metric}_to_fp32", max=limits["max_to_fp32"], judge=judge))
     if not gates:
         raise UsageError(
             "no limit was given", where="usage", do="give --max-drop X, --max-to-fp32 X or both"

@@ -284,3 +284,40 @@ def test_without_a_record_the_screen_says_that_the_calibration_is_unknown(plain,
 
     assert judged.code == 0
     assert "whether these samples are held out is not known" in judged.out
+
+
+# --- values that no flag takes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--max-drop", "-1"),
+        ("--max-drop", "nan"),
+        ("--max-drop", "inf"),
+        ("--max-to-fp32", "-0.5"),
+        ("--max-to-fp32", "nan"),
+    ],
+)
+def test_a_limit_that_is_none_names_its_flag(plain, onnxq, flag, value):
+    error = told(onnxq(*plain.verify(flag, value, "--json")))
+
+    assert (error["kind"], error["where"]) == ("UsageError", flag)
+    assert "pydantic" not in error["what"]
+
+
+@pytest.mark.parametrize("interval", ["1,0", "0,0", "nan,1", "0,inf", "0", "0,1,2", "a,b"])
+def test_a_domain_that_is_no_interval_names_its_flag(plain, onnxq, interval):
+    error = told(onnxq(*plain.quantize("--domain", f"image={interval}", "--json")))
+
+    assert (error["kind"], error["where"]) == ("UsageError", "--domain")
+    assert f"image={interval}" in error["what"]
+
+
+@pytest.mark.parametrize("flags", [["--samples", "5"], ["--domain", "image=0,1"], ["--seed", "0"]])
+def test_ranges_that_are_made_already_leave_nothing_to_calibrate(plain, onnxq, flags):
+    arguments = ("quantize", plain.fp32, "--calibration", "ranges", "-o", plain.int8)
+
+    error = told(onnxq(*arguments, *flags, "--json"))
+
+    assert f"`{flags[0]}` is for calibrating only" in error["what"]
