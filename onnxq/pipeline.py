@@ -19,7 +19,7 @@ from onnxq.artifacts import (
 )
 from onnxq.errors import PluginError
 from onnxq.progress import Progress, silent
-from onnxq.provenance import versions
+from onnxq.provenance import cpu_flags, versions
 from onnxq.recipe import DataSource, Recipe
 from onnxq.samples import Samples
 from onnxq.sources import open_source
@@ -248,6 +248,7 @@ def _verify(work: _Work, outcome: Outcome) -> Outcome:
         "section": section.model_dump(mode="json"),
         "name": work.recipe.name,
         "task": sha256_of_source(*plugins.source_files(work.recipe.task, work.search)),
+        "cpu": cpu_flags(),
         "records": [_digest(record) for record in (exported, calibration, quantized)],
         "data": work.evaluation_samples.digest,
     }

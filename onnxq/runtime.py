@@ -1,12 +1,10 @@
 """The one door to ONNX Runtime: sessions under a named semantics, and what the runtime executes."""
 
 import os
-import platform
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -20,7 +18,6 @@ from onnxq.errors import RuntimeFailureError
 __all__ = [
     "Optimization",
     "Session",
-    "cpu_flags",
     "executed_operators",
     "in_parallel",
     "with_outputs",
@@ -141,18 +138,6 @@ def executed_operators(path: Path, config: Mapping[str, str] | None = None) -> o
         except Exception as fault:  # see above
             raise RuntimeFailureError(_first_line(fault), where=path.name) from fault
         return onnx.load(saved)
-
-
-@cache
-def cpu_flags() -> tuple[str, ...]:
-    """The instruction sets of this processor that decide which integer kernels run."""
-    wanted = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm"}
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return (platform.machine(),)
-    words = set(text.split())
-    return (platform.machine(), *sorted(wanted & words))
 
 
 def _first_line(fault: Exception) -> str:

@@ -5,7 +5,8 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from onnxq.errors import RuntimeFailureError
-from onnxq.runtime import Session, cpu_flags, executed_operators, with_outputs
+from onnxq.provenance import cpu_flags
+from onnxq.runtime import Session, executed_operators, with_outputs
 
 NET = onnx.shape_inference.infer_shapes(
     onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 17]>

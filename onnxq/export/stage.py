@@ -29,7 +29,7 @@ from onnxq.graph import load_model, parameter_count, refuse_quantized, save_mode
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
 from onnxq.recipe import ExportSection, ValueSection
-from onnxq.runtime import Session, cpu_flags
+from onnxq.runtime import Session
 from onnxq.samples import Samples
 from onnxq.store import save_record, sha256_of_file
 from onnxq.target import Target
@@ -106,7 +106,7 @@ def _record(section: ExportSection, source: _Source, path: Path) -> ExportedMode
         opset=opset_of(model),
         parameters=parameter_count(model),
         checkpoint=source.checkpoint,
-        provenance=provenance(section.model_dump(mode="json"), cpu_flags()),
+        provenance=provenance(section.model_dump(mode="json")),
     )
 
 

@@ -11,7 +11,8 @@ from jaxtyping import Shaped
 from onnxq.artifacts import AnswerCheck
 from onnxq.errors import DataError
 from onnxq.handoff.contract import Contract, InputOutput
-from onnxq.runtime import Optimization, Session, cpu_flags
+from onnxq.provenance import cpu_flags
+from onnxq.runtime import Optimization, Session
 from onnxq.samples import Samples
 from onnxq.target import Target
 

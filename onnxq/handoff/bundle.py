@@ -13,7 +13,6 @@ from onnxq.artifacts import (
 )
 from onnxq.errors import AuditError, DataError, JudgedError, StaleRecordError
 from onnxq.provenance import provenance
-from onnxq.runtime import cpu_flags
 from onnxq.target import Target
 
 __all__ = [
@@ -113,5 +112,5 @@ def make_bundle(
         files=tuple(files),
         rules=tuple(rules),
         answers=answers,
-        provenance=provenance(options, cpu_flags()),
+        provenance=provenance(options),
     )

@@ -25,7 +25,7 @@ from onnxq.graph import MADE_UP_STAMP, load_graph, load_model, macs_of, values_o
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
 from onnxq.recipe import VerifySection
-from onnxq.runtime import Optimization, Session, cpu_flags, in_parallel
+from onnxq.runtime import Optimization, Session, in_parallel
 from onnxq.sample_checks import check_samples
 from onnxq.samples import Samples
 from onnxq.store import sha256_of_file
@@ -124,7 +124,7 @@ def verify(
         parity=evidence.exported.parity if evidence.exported else (),
         findings=_findings(evidence, samples),
         waived=tuple(f"{waiver.name}: {waiver.reason}" for waiver in section.waive),
-        provenance=provenance(section.model_dump(mode="json"), cpu_flags()),
+        provenance=provenance(section.model_dump(mode="json")),
     )
     write_reports(report, predicted.by_variant, samples, folder)
     return report
