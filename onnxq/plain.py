@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnxq import plugins
 from onnxq.artifacts import (
+    Bundle,
     CalibrationResult,
     ExportedModel,
     QuantizedModel,
@@ -17,7 +19,7 @@ from onnxq.artifacts import (
 from onnxq.calibrate.readers import refuse_overlap
 from onnxq.calibrate.stage import RECORD as CALIBRATION
 from onnxq.calibrate.stage import calibrate
-from onnxq.errors import StaleRecordError, UsageError
+from onnxq.errors import ModelError, PluginError, StaleRecordError, UsageError
 from onnxq.export.stage import export
 from onnxq.graph import load_model, values_of
 from onnxq.progress import Progress, silent
@@ -34,17 +36,21 @@ from onnxq.samples import Samples
 from onnxq.sources import open_source
 from onnxq.store import atomic_folder, load_record, sha256_of_file
 from onnxq.target import Target, load_target
+from onnxq.verify.gate import metric_named
 from onnxq.verify.metrics import Task
+from onnxq.verify.tasks import task_for_metric
 
 __all__ = [
     "REPORT",
     "Data",
     "calibrate_file",
     "export_file",
+    "hand_off_file",
     "quantize_file",
     "record_of",
     "samples_for",
     "target_for",
+    "task_for",
     "verify_files",
 ]
 
@@ -268,6 +274,64 @@ def verify_files(  # noqa: PLR0913 - what is compared, on what, how it is judged
             quantized=quantized,
         )
         return verify(evidence, task, samples, section, folder, progress=progress)
+
+
+def task_for(metric: str) -> tuple[Task, str]:
+    """The task, and the name of its metric that is gated: ``metric``, or the first one of the task
+    that ``module:function`` returns.
+
+    Raises UsageError for a metric that is unknown or no mean over samples, and PluginError.
+    """
+    if plugins.is_reference(metric):
+        task = plugins.call(metric, {})
+        if not isinstance(task, Task):
+            raise PluginError("does not return a Task", where=metric)
+        gated = task.metrics[0]
+    else:
+        task = task_for_metric(metric)
+        gated = metric_named(task, metric)
+    if gated.per_sample is None or gated.better == "neither":
+        able = [f"`{m.name}`" for m in task.metrics if m.per_sample and m.better != "neither"]
+        raise UsageError(
+            f"`{gated.name}` is no mean over samples and cannot be gated",
+            where="--metric",
+            do=f"gate one that has a value per sample: {', '.join(able) or 'the task has none'}",
+        )
+    return task, gated.name
+
+
+def hand_off_file(
+    int8: Path,
+    folder: Path,
+    *,
+    target: str | None = None,
+    source: str | None = None,
+    report: Path | None = None,
+    allow_unverified: bool = False,
+) -> Bundle:
+    """The bundle of ``int8`` in ``folder``; ``report`` is the folder that ``verify`` wrote.
+
+    Raises ModelError for a file that is not quantized, and as ``hand_off`` does.
+    """
+    from onnxq.handoff.stage import hand_off
+
+    if not any(node.op_type == "DequantizeLinear" for node in load_model(int8).graph.node):
+        raise ModelError(
+            "is not quantized: it holds no DequantizeLinear node",
+            where=str(int8),
+            do="run `onnxq quantize` on it, and hand off what that writes",
+        )
+    quantized = record_of(int8)
+    return hand_off(
+        model=int8,
+        target=target_for(quantized, target),
+        folder=folder,
+        quantized=quantized,
+        report=load_record(VerificationReport, report / REPORT) if report else None,
+        report_folder=report,
+        samples=samples_for(int8, source) if source else None,
+        allow_unverified=allow_unverified,
+    )
 
 
 def samples_for(model: Path, source: str) -> Samples:

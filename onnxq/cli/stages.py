@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from onnxq.cli.console import EXIT_CODES, Screen, command_options, print_verdict
 from onnxq.cli.run import default_folder, run_recipe
-from onnxq.errors import UsageError
+from onnxq.errors import UsageError, nearest
 from onnxq.pipeline import Stage
 from onnxq.recipe import CalibrateSection, Gate, QuantizeSection, VerifySection, Waiver, load_recipe
 from onnxq.target import Target
@@ -259,13 +259,16 @@ def quantize(
 @_target
 @_build_dir
 @click.option("--data", metavar="SOURCE", help="Held-out samples with labels.")
-@click.option("--metric", help="top1, top5, mae, rmse, …")
+@click.option("--metric", help="top1, top5, mae, or module:function (a Task).")
 @click.option("--max-drop", type=float, help="How much worse INT8 may be, in the metric's unit.")
 @click.option("--max-to-fp32", type=float, help="How far INT8 may be from FP32 itself, on average.")
 @click.option(
     "--judge", type=click.Choice(["bound", "point"]), default="bound",
     help="Judge the upper end of the 95 % interval (default), or the point.",
 )  # fmt: skip
+@click.option(
+    "--waive", multiple=True, metavar="NAME=REASON", help="Let a check pass: fp32-at-chance."
+)
 @click.option("--report", type=_path, help="Folder for the report.")
 @command_options
 def verify(
@@ -282,14 +285,13 @@ def verify(
         raise UsageError("give a recipe, or FP32.onnx and INT8.onnx", where="usage")
     import tempfile
 
-    from onnxq.plain import REPORT, record_of, samples_for, verify_files
+    from onnxq.plain import REPORT, record_of, samples_for, task_for, verify_files
     from onnxq.store import atomic_folder
-    from onnxq.verify.tasks import task_for_metric
 
     fp32, int8 = models
     source = _required(options["data"], "--data")
-    section = VerifySection(gate=_gates(_required(options["metric"], "--metric"), options))
-    task = task_for_metric(options["metric"])
+    task, metric = task_for(_required(options["metric"], "--metric"))
+    section = VerifySection(gate=_gates(metric, options), waive=_waivers(options["waive"]))
     with (
         tempfile.TemporaryDirectory() as scratch,
         atomic_folder(options["report"] or Path(scratch) / "report", REPORT) as folder,
@@ -311,6 +313,24 @@ def verify(
         {"exit_code": code, "verdict": report.verdict, "report": report.model_dump(mode="json")}
     )
     return code
+
+
+def _waivers(texts: tuple[str, ...]) -> tuple[Waiver, ...]:
+    from onnxq.verify.gate import AT_CHANCE
+
+    waivers = []
+    for text in texts:
+        name, _, reason = text.partition("=")
+        if not reason.strip():
+            raise UsageError(
+                f"`{text}` is not of the form NAME=REASON",
+                where="--waive",
+                do="say why: the reason goes into the report",
+            )
+        if name != AT_CHANCE:
+            raise UsageError(f"no check `{name}`; {nearest(name, [AT_CHANCE])}", where="--waive")
+        waivers.append(Waiver(name=name, reason=reason.strip()))
+    return tuple(waivers)
 
 
 def _gates(metric: str, options: dict[str, Any]) -> tuple[Gate, ...]:
@@ -338,6 +358,7 @@ def _gates(metric: str, options: dict[str, Any]) -> tuple[Gate, ...]:
 @_target
 @_build_dir
 @click.option("--data", metavar="SOURCE", help="Samples for the known answers.")
+@click.option("--report", type=_path, help="Folder that `onnxq verify --report` made.")
 @click.option("--allow-unverified", is_flag=True, help="Pack a model that has no passed report.")
 @click.option("-o", "output", type=_path, help="The bundle's folder.")
 @command_options
@@ -351,16 +372,14 @@ def handoff(
     """Check the target's rules and pack the bundle of a recipe or of a plain OUT.onnx."""
     if _is_recipe(model):
         return _run_stage(model, "handoff", target, build_dir, screen)
-    from onnxq.handoff.stage import hand_off
-    from onnxq.plain import record_of, samples_for, target_for
+    from onnxq.plain import hand_off_file
 
-    record = record_of(model)
-    bundle = hand_off(
-        model=model,
-        target=target_for(record, target),
-        folder=_required(options["output"], "-o DIR"),
-        quantized=record,
-        samples=samples_for(model, options["data"]) if options["data"] else None,
+    bundle = hand_off_file(
+        model,
+        _required(options["output"], "-o DIR"),
+        target=target,
+        source=options["data"],
+        report=options["report"],
         allow_unverified=options["allow_unverified"],
     )
     screen.say(f"[green]✓[/] {options['output']}: {bundle.verdict}, {len(bundle.files)} files")

@@ -321,3 +321,54 @@ def test_ranges_that_are_made_already_leave_nothing_to_calibrate(plain, onnxq, f
     error = told(onnxq(*arguments, *flags, "--json"))
 
     assert f"`{flags[0]}` is for calibrating only" in error["what"]
+
+
+# --- metrics and waivers ------------------------------------------------------------------------
+
+
+def test_a_task_of_ones_own_is_a_metric(tiny, onnxq, tmp_path):
+    assert onnxq(*tiny.arguments("--to", "quantize")).code == 0
+
+    judged = onnxq(
+        "verify", tiny.build / "export" / "fp32.onnx", tiny.build / "quantize" / "int8.onnx",
+        "--data", "tiny.system:evaluation", "--metric", "tiny.system:brightness",
+        "--max-drop", "1", "--json",
+    )  # fmt: skip
+
+    assert judged.code == 0, judged.err
+    assert judged.json["report"]["gates"][0]["metric"] == "mae"
+    assert judged.json["report"]["comparison"]["metrics"][0]["unit"] == "percent"
+
+
+@pytest.mark.parametrize(
+    ("metric", "kind"),
+    [
+        ("rmse", "UsageError"),
+        ("mean_class", "UsageError"),
+        ("topp1", "UsageError"),
+        ("tiny.system:trained", "PluginError"),
+    ],
+)
+def test_what_cannot_be_gated_is_told_before_anything_runs(plain, onnxq, metric, kind):
+    arguments = ("verify", plain.fp32, "none.onnx", "--data", "none.npz", "--metric", metric)
+
+    assert told(onnxq(*arguments, "--max-drop", "1", "--json"))["kind"] == kind
+
+
+def test_a_model_at_chance_is_judged_only_if_that_is_waived_by_name(plain, onnxq):
+    arrays = dict(np.load(plain.eval))
+    np.savez(plain.eval, image=arrays["image"], labels=(arrays["labels"] + 1) % 3)
+    assert onnxq(*plain.quantize()).code == 0
+
+    strict = onnxq(*plain.verify())
+    waived = onnxq(*plain.verify("--waive", "fp32-at-chance=labels are shifted", "--json"))
+
+    assert strict.code == 2
+    assert "baseline" in strict.out
+    assert waived.code == 0
+    assert waived.json["report"]["waived"] == ["fp32-at-chance: labels are shifted"]
+
+
+@pytest.mark.parametrize("text", ["fp32-at-chance", "fp32-at-chance= ", "fp32-at-chanse=why"])
+def test_a_waiver_needs_a_known_name_and_a_reason(plain, onnxq, text):
+    assert told(onnxq(*plain.verify("--waive", text, "--json")))["where"] == "--waive"
