@@ -1,6 +1,8 @@
 """The stages on plain files: nothing is ignored, overwritten, or believed without a record."""
 
+import json
 import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -372,3 +374,49 @@ def test_a_model_at_chance_is_judged_only_if_that_is_waived_by_name(plain, onnxq
 @pytest.mark.parametrize("text", ["fp32-at-chance", "fp32-at-chance= ", "fp32-at-chanse=why"])
 def test_a_waiver_needs_a_known_name_and_a_reason(plain, onnxq, text):
     assert told(onnxq(*plain.verify("--waive", text, "--json")))["where"] == "--waive"
+
+
+# --- handing off --------------------------------------------------------------------------------
+
+
+def test_the_four_commands_of_the_readme_end_in_a_bundle_that_passed(plain, onnxq):
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    block = next(part for part in text.split("```") if "onnxq quantize model.onnx" in part)
+    commands = [shlex.split(line, comments=True) for line in block.strip().splitlines()]
+    assert [command[1] for command in commands] == ["inspect", "quantize", "verify", "handoff"]
+
+    for command in commands:
+        ended = onnxq(*command[1:])
+        assert ended.code == 0, ended.out + ended.err
+
+    bundle = json.loads(Path("bundle/bundle.json").read_text())
+    assert bundle["verdict"] == "passed"
+    assert bundle["model"]["name"] == "model.int8.onnx"
+    assert Path("bundle/report/report.html").is_file()
+    assert not Path("bundle/UNVERIFIED.txt").exists()
+
+
+def test_the_report_of_another_file_does_not_vouch_for_this_one(plain, onnxq):
+    assert onnxq(*plain.quantize()).code == 0
+    assert onnxq(*plain.verify("--report", "report")).code == 0
+    assert onnxq(*plain.quantize("--method", "mse", "--domain", "image=0,2")).code == 0
+
+    error = told(onnxq("handoff", plain.int8, "--report", "report", "-o", "b", "--json"))
+
+    assert error["kind"] == "StaleRecordError"
+    assert not Path("b").exists()
+
+
+def test_a_file_that_is_not_quantized_is_not_handed_off(plain, onnxq):
+    error = told(onnxq("handoff", plain.fp32, "-o", "b", "--allow-unverified", "--json"))
+
+    assert error["kind"] == "ModelError"
+    assert "not quantized" in error["what"]
+
+
+def test_a_folder_without_a_report_is_named(plain, onnxq):
+    assert onnxq(*plain.quantize()).code == 0
+
+    error = told(onnxq("handoff", plain.int8, "--report", "none", "-o", "b", "--json"))
+
+    assert "none/report.json" in error["where"]
