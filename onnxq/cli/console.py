@@ -20,11 +20,12 @@ from onnxq.artifacts import GateResult, VerificationReport
 from onnxq.errors import EXIT_NOT_JUDGED, OnnxqError
 from onnxq.pipeline import Stage
 
-__all__ = ["EXIT_CODES", "Screen", "as_json", "command_options", "print_verdict"]
+__all__ = ["DONE", "EXIT_CODES", "Screen", "as_json", "command_options", "print_verdict"]
 
 T = TypeVar("T")
 EXIT_CODES = {"passed": 0, "failed": 1, "inconclusive": 2, "unverified": 2}
-_MARKS = {"passed": "[green]✓[/]", "failed": "[red]✗[/]"}
+DONE, DOUBT = "[green]✓[/] ", "[yellow]?[/] "
+_MARKS = {"passed": DONE, "failed": "[red]✗[/] ", "inconclusive": DOUBT, "unverified": DOUBT}
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -46,9 +47,10 @@ class Screen:
         """The console for progress and errors."""
         return Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def say(self, line: str = "") -> None:
-        """Print one line of text."""
-        self.text.print(line)
+    def say(self, line: str, mark: str = "", style: str | None = None) -> None:
+        """Print one line of text as it is; only ``mark``, which stands before it, is markup."""
+        self.text.print(mark, end="")
+        self.text.print(line, markup=False, style=style)
 
     def result(self, value: dict[str, Any]) -> None:
         """Print the one JSON object, if JSON was asked for."""
@@ -81,7 +83,7 @@ class Screen:
 
     def stage_is_current(self, stage: Stage) -> None:
         """Say that nothing has to be done."""
-        self.say(f"[dim]·[/] {stage:<10} up to date")
+        self.say(f"{stage:<10} up to date", mark="[dim]·[/] ")
 
     def stage_starts(self, stage: Stage) -> None:
         """Say what runs."""
@@ -90,7 +92,7 @@ class Screen:
 
     def stage_ends(self, stage: Stage, seconds: float) -> None:
         """Say what is done."""
-        self.say(f"[green]✓[/] {stage:<10} {seconds:.1f} s")
+        self.say(f"{stage:<10} {seconds:.1f} s", mark=DONE)
 
 
 def as_json(value: object) -> str:
@@ -163,13 +165,13 @@ def _print_unexpected(screen: Screen, fault: Exception) -> int:
 def print_verdict(screen: Screen, report: VerificationReport) -> int:
     """Print gates and verdict; return the exit code."""
     for gate in report.gates:
-        screen.say(f"  {_MARKS.get(gate.verdict, '[yellow]?[/]')} {_gate_line(gate)}")
-    mark = _MARKS.get(report.verdict, "[yellow]?[/]")
-    screen.say(f"{mark} [bold]{report.name} on {report.target}: {report.verdict}[/]")
+        screen.say(_gate_line(gate), mark=f"  {_MARKS[gate.verdict]}")
+    line = f"{report.name} on {report.target}: {report.verdict}"
+    screen.say(line, mark=_MARKS[report.verdict], style="bold")
     told = tuple(gate.statement for gate in report.gates)  # in the lines above
     for reason in report.reasons:
         if not reason.startswith(told):
-            screen.text.print(f"  {reason}", markup=False)
+            screen.say(f"  {reason}")
     return EXIT_CODES[report.verdict]
 
 

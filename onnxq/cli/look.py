@@ -32,7 +32,7 @@ def inspect(model: Path, target: str, screen: Screen) -> int:
     refuse_other_forms(graph, model.name)
     inputs, outputs = values_of(proto)
     for value in (*inputs, *outputs):
-        screen.text.print(f"  {value.name}: {value.dtype} {list(value.shape)}", markup=False)
+        screen.say(f"  {value.name}: {value.dtype} {list(value.shape)}")
     quantized = any(node.op_type == "DequantizeLinear" for node in proto.graph.node)
     facts: dict[str, object] = {
         "inputs": [v.model_dump(mode="json") for v in inputs],
@@ -70,7 +70,7 @@ def _of_int8(model: Path, graph: object, target: Target, screen: Screen) -> dict
     screen.text.print(table)
     for audited in rows:
         for fault in audited.faults:
-            screen.text.print(f"  ! {audited.op_type} `{audited.node}`: {fault}", markup=False)
+            screen.say(f"  ! {audited.op_type} `{audited.node}`: {fault}")
     return {
         "coverage": share.model_dump(mode="json"),
         "executed": [row.model_dump(mode="json") for row in executed],
@@ -98,7 +98,7 @@ def _of_fp32(model: Path, target: Target, screen: Screen) -> dict[str, object]:
     plan = make_plan(graph, target, dict.fromkeys(float_tensors(canonical), unit), {})
     screen.say(f"  on {target.name}: {len(plan.nodes)} nodes would become integer")
     for node in plan.float_nodes:
-        screen.text.print(f"  float: {node.op_type} `{node.node}`: {node.reason}", markup=False)
+        screen.say(f"  float: {node.op_type} `{node.node}`: {node.reason}")
     return {
         "integer_nodes": list(plan.nodes),
         "float_nodes": [node.model_dump(mode="json") for node in plan.float_nodes],
@@ -116,7 +116,7 @@ def targets(name: str | None, screen: Screen) -> int:
         screen.result({"exit_code": 0, "targets": list(target_names())})
         return 0
     target = load_target(name)
-    screen.say(f"[bold]{target.title}[/]")
+    screen.say(target.title, style="bold")
     weights = f"{target.weight_type}{' per channel' if target.per_channel else ''}"
     screen.say(
         f"  activations {target.activation_type}, weights {weights}; opset {target.opset[0]} to "
@@ -127,7 +127,7 @@ def targets(name: str | None, screen: Screen) -> int:
         table.add_row(rule.id, rule.says, rule.evidence, rule.source)
     screen.text.print(table)
     for note in target.notes:
-        screen.text.print(f"  · {note}", markup=False)
+        screen.say(f"  · {note}")
     screen.result({"exit_code": 0, "target": target.model_dump(mode="json")})
     return 0
 

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 from pydantic import ValidationError
 
-from onnxq.cli.console import EXIT_CODES, Screen, command_options, print_verdict
+from onnxq.cli.console import DONE, Screen, command_options, print_verdict
 from onnxq.cli.run import default_folder, run_recipe
 from onnxq.errors import UsageError, nearest
 from onnxq.pipeline import Stage
@@ -172,7 +172,7 @@ def export(
         record = export_file(model, _chosen(target), _parsed_domains(domains), folder)
     for step in record.steps:
         screen.say(f"  {step}")
-    screen.say(f"[green]✓[/] {output}")
+    screen.say(str(output), mark=DONE)
     screen.result({"exit_code": 0, "record": record.model_dump(mode="json")})
     return 0
 
@@ -201,8 +201,9 @@ def calibrate(
     folder = _required(output, "-o DIR")
     result = calibrate_file(model, _chosen(target), data, folder, screen.progress)
     screen.say(
-        f"[green]✓[/] {folder}: {len(result.ranges)} ranges by {result.method} from "
-        f"{len(result.choice.indices)} samples ({result.choice.plan})"
+        f"{folder}: {len(result.ranges)} ranges by {result.method} from "
+        f"{len(result.choice.indices)} samples ({result.choice.plan})",
+        mark=DONE,
     )
     _say_findings(screen, result.findings)
     screen.result({"exit_code": 0, "record": result.model_dump(mode="json")})
@@ -242,12 +243,14 @@ def quantize(
         model, _chosen(target), source, QuantizeSection(exclude=excluded),
         _required(output, "-o OUT.onnx"), screen.progress,
     )  # fmt: skip
-    screen.say(f"[green]✓[/] {output}: {len(record.quantized_nodes)} nodes for {record.target}")
+    screen.say(f"{output}: {len(record.quantized_nodes)} nodes for {record.target}", mark=DONE)
     for node in record.float_nodes:
         screen.say(f"  float: {node.op_type} `{node.node}`: {node.reason}")
     _say_findings(screen, record.findings)
     if record.made_up_data:
-        screen.say("[yellow]![/] calibrated on random numbers: `onnxq verify` will end with 2")
+        screen.say(
+            "calibrated on random numbers: `onnxq verify` will end with 2", mark="[yellow]![/] "
+        )
     screen.result({"exit_code": 0, "record": record.model_dump(mode="json")})
     return 0
 
@@ -304,8 +307,9 @@ def verify(
     record = record_of(int8)
     if record is None or record.calibration is None:
         screen.say(
-            f"  [yellow]![/] no record says what {int8.name} was calibrated on: whether these "
-            "samples are held out is not known"
+            f"no record says what {int8.name} was calibrated on: whether these samples are held "
+            "out is not known",
+            mark="  [yellow]![/] ",
         )
     if options["report"]:
         screen.say(f"  report  {options['report'] / 'report.html'}")
@@ -372,6 +376,12 @@ def handoff(
     """Check the target's rules and pack the bundle of a recipe or of a plain OUT.onnx."""
     if _is_recipe(model):
         return _run_stage(model, "handoff", target, build_dir, screen)
+    if options["report"] is None and not options["allow_unverified"]:
+        raise UsageError(
+            "nothing says that this model was verified",
+            where="usage",
+            do="give --report DIR of `onnxq verify`, or --allow-unverified for a stamped bundle",
+        )
     from onnxq.plain import hand_off_file
 
     bundle = hand_off_file(
@@ -382,11 +392,11 @@ def handoff(
         report=options["report"],
         allow_unverified=options["allow_unverified"],
     )
-    screen.say(f"[green]✓[/] {options['output']}: {bundle.verdict}, {len(bundle.files)} files")
+    screen.say(f"{options['output']}: {bundle.verdict}, {len(bundle.files)} files", mark=DONE)
     screen.result({"exit_code": 0, "bundle": bundle.model_dump(mode="json")})
-    return EXIT_CODES["passed"]
+    return 0
 
 
 def _say_findings(screen: Screen, findings: Any) -> None:
     for finding in findings:
-        screen.text.print(f"  ! {finding.where}: {finding.what}", markup=False)
+        screen.say(f"  ! {finding.where}: {finding.what}")

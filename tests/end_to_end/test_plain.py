@@ -213,7 +213,8 @@ def test_the_target_is_that_of_the_record(plain, onnxq):
 @pytest.mark.parametrize("command", ["verify", "handoff"])
 def test_a_target_that_contradicts_the_record_is_refused(plain, onnxq, command):
     assert onnxq(*plain.quantize("--target", "stm32n6")).code == 0
-    arguments = plain.verify() if command == "verify" else ["handoff", plain.int8, "-o", "b"]
+    packed = ["handoff", plain.int8, "-o", "b", "--allow-unverified"]
+    arguments = plain.verify() if command == "verify" else packed
 
     error = told(onnxq(*arguments, "--target", "ort-x86", "--json"))
 
@@ -420,3 +421,16 @@ def test_a_folder_without_a_report_is_named(plain, onnxq):
     error = told(onnxq("handoff", plain.int8, "--report", "none", "-o", "b", "--json"))
 
     assert "none/report.json" in error["where"]
+
+
+def test_a_bundle_of_a_model_that_nobody_verified_must_be_asked_for(tiny, onnxq, tmp_path):
+    assert onnxq(*tiny.arguments("--to", "quantize")).code == 0
+    model = tiny.build / "quantize" / "int8.onnx"
+
+    refused = onnxq("handoff", model, "-o", tmp_path / "bundle")
+    stamped = onnxq("handoff", model, "-o", tmp_path / "b[/]undle", "--allow-unverified")
+
+    assert refused.code == 2
+    assert "--allow-unverified" in refused.err
+    assert stamped.code == 0, stamped.err
+    assert (tmp_path / "b[/]undle" / "UNVERIFIED.txt").is_file()
