@@ -7,7 +7,6 @@ from onnxq.qtypes import AffineParameters, IntType, Range
 
 __all__ = [
     "dequantize",
-    "parameters_of_domain",
     "parameters_of_range",
     "quantize",
     "symmetric_weight_scales",
@@ -35,14 +34,6 @@ def parameters_of_range(range_: Range, type_: IntType, *, symmetric: bool) -> Af
     scale = _as_float32((high - low) / (type_.qmax - type_.qmin))
     zero_point = int(np.rint(type_.qmin - low / scale))
     return AffineParameters(scale, min(max(zero_point, type_.qmin), type_.qmax), type_)
-
-
-def parameters_of_domain(low: float, high: float, type_: IntType) -> AffineParameters:
-    """Parameters pinned by a declared domain; for [0, 1] and int8 that is 1/255 and −128.
-
-    Zero lies on the grid in any case, so a domain that does not hold zero is widened to it.
-    """
-    return parameters_of_range(Range.including_zero(low, high), type_, symmetric=False)
 
 
 def quantize(

@@ -11,7 +11,6 @@ from onnx.reference import ReferenceEvaluator
 from onnxq.affine import (
     SMALLEST_SCALE,
     dequantize,
-    parameters_of_domain,
     parameters_of_range,
     quantize,
     symmetric_weight_scales,
@@ -23,6 +22,11 @@ reals = st.floats(-1e6, 1e6, width=32)
 arrays = hnp.arrays(np.float32, st.integers(1, 30), elements=reals)
 steps = st.floats(2**-10, 1024, width=32)
 ranges = st.builds(Range.including_zero, st.floats(-1e9, 1e9), st.floats(-1e9, 1e9))
+
+
+def pinned(low: float, high: float, type_: IntType) -> AffineParameters:
+    """Parameters of a declared domain."""
+    return parameters_of_range(Range.including_zero(low, high), type_, symmetric=False)
 
 
 def onnx_quantized(values, scale, zero_point, type_):
@@ -98,15 +102,13 @@ def test_signed_and_unsigned_parameters_of_one_range_are_128_apart(range_):
 
 
 def test_the_domain_from_0_to_1_has_scale_1_over_255_and_zero_point_minus_128():
-    found = parameters_of_domain(0.0, 1.0, IntType.INT8)
+    found = pinned(0.0, 1.0, IntType.INT8)
     assert found == AffineParameters(float(np.float32(1 / 255)), -128, IntType.INT8)
-    assert parameters_of_domain(0.0, 1.0, IntType.UINT8).zero_point == 0
+    assert pinned(0.0, 1.0, IntType.UINT8).zero_point == 0
 
 
 def test_a_domain_without_zero_is_widened_to_it():
-    assert parameters_of_domain(30.0, 240.0, IntType.UINT8) == parameters_of_domain(
-        0.0, 240.0, IntType.UINT8
-    )
+    assert pinned(30.0, 240.0, IntType.UINT8) == pinned(0.0, 240.0, IntType.UINT8)
 
 
 @given(ranges)
