@@ -27,6 +27,7 @@ __all__ = [
     "refuse_uncanonical",
     "save_model",
     "values_of",
+    "with_batch_of_one",
 ]
 
 EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf stops at 2 GB; leave room for the graph itself
@@ -82,6 +83,19 @@ def load_model(path: Path) -> onnx.ModelProto:
 def load_graph(path: Path) -> ir.Model:
     """Like ``load_model``, as onnx_ir's graph type."""
     return ir.from_proto(load_model(path))
+
+
+def with_batch_of_one(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose free first dimensions of inputs are 1, with all shapes that follow from that."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    constants = {tensor.name for tensor in copy.graph.initializer}
+    for value in copy.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in constants and dims and not dims[0].HasField("dim_value"):
+            dims[0].dim_value = 1
+    del copy.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(copy, data_prop=True)
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
@@ -196,7 +210,8 @@ def parameter_count(model: onnx.ModelProto) -> int:
 def macs_of(node: ir.Node) -> int:
     """Multiply-accumulates of one Conv, ConvTranspose, Gemm or MatMul; 0 for any other operator.
 
-    Counted as output elements × products summed into each; a free dimension counts as 1.
+    Counted as output elements × products summed into each; a free dimension counts as 1, so that
+    ``with_batch_of_one`` comes first.
     """
     if node.op_type not in WEIGHTED or node.inputs[1] is None:
         return 0

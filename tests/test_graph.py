@@ -20,6 +20,7 @@ from onnxq.graph import (
     refuse_uncanonical,
     save_model,
     values_of,
+    with_batch_of_one,
 )
 
 
@@ -184,3 +185,16 @@ def test_a_constant_is_an_initializer_or_a_constant_node_and_nothing_computed():
     assert constant_of(mul.inputs[1]).tolist() == [3, 4]
     assert constant_of(mul.inputs[0]) is None
     assert constant_of(None) is None
+
+
+def test_costs_of_a_graph_with_a_free_batch_are_those_of_one_sample(tmp_path):
+    """The batch of a Reshape like B·24 is free too, unless the input's is set."""
+    model = model_of(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[batch,6,4] x) => (float[n,5] y) { r = Reshape(x, shape)  y = MatMul(r, w) }""",
+        shape=np.array([-1, 4]),
+        w=np.ones((4, 5), np.float32),
+    )
+    graph = ir.from_proto(with_batch_of_one(model))
+    assert sum(macs_of(node) for node in graph.graph) == 6 * 4 * 5
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"

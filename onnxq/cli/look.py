@@ -24,11 +24,11 @@ def inspect(model: Path, target: str, screen: Screen) -> int:
     """
     import onnx_ir as ir
 
-    from onnxq.graph import load_model, parameter_count, values_of
+    from onnxq.graph import load_model, parameter_count, values_of, with_batch_of_one
     from onnxq.verify.audit import refuse_other_forms
 
     proto = load_model(model)
-    graph = ir.from_proto(proto)
+    graph = ir.from_proto(with_batch_of_one(proto))
     refuse_other_forms(graph, model.name)
     inputs, outputs = values_of(proto)
     for value in (*inputs, *outputs):

@@ -21,7 +21,14 @@ from onnxq.artifacts import (
     VerificationReport,
 )
 from onnxq.errors import DataError, StaleRecordError
-from onnxq.graph import MADE_UP_STAMP, load_graph, load_model, macs_of, values_of
+from onnxq.graph import (
+    MADE_UP_STAMP,
+    load_graph,
+    load_model,
+    macs_of,
+    values_of,
+    with_batch_of_one,
+)
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
 from onnxq.recipe import VerifySection
@@ -83,7 +90,7 @@ def verify(
     be.
     """
     _refuse_stale(evidence)
-    model = ir.from_proto(load_model(evidence.int8))
+    model = ir.from_proto(with_batch_of_one(load_model(evidence.int8)))
     refuse_other_forms(model, evidence.int8.name)
     selected = evidence.quantized.quantized_nodes if evidence.quantized else None
     rows = audit(model, selected, _source(evidence))
