@@ -143,7 +143,7 @@ def test_a_digest_does_not_depend_on_the_order_of_keys():
 def test_the_digest_of_sources_changes_with_content_and_name(tmp_path):
     (tmp_path / "a.py").write_text("x = 1")
     first = sha256_of_source(tmp_path)
-    (tmp_path / "note.txt").write_text("no source")
+    (tmp_path / "a.pyc").write_text("compiled")
     assert sha256_of_source(tmp_path) == first
     (tmp_path / "a.py").write_text("x = 2")
     assert sha256_of_source(tmp_path) != first
