@@ -17,13 +17,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onnxq.artifacts import GateResult, VerificationReport
-from onnxq.errors import EXIT_NOT_JUDGED, OnnxqError
+from onnxq.errors import EXIT_NOT_JUDGED, EXIT_PASSED, EXIT_WORSE, OnnxqError
 from onnxq.pipeline import Stage
 
 __all__ = ["DONE", "EXIT_CODES", "Screen", "as_json", "command_options", "print_verdict"]
 
 T = TypeVar("T")
-EXIT_CODES = {"passed": 0, "failed": 1, "inconclusive": 2, "unverified": 2}
+EXIT_CODES = {
+    "passed": EXIT_PASSED,
+    "failed": EXIT_WORSE,
+    "inconclusive": EXIT_NOT_JUDGED,
+    "unverified": EXIT_NOT_JUDGED,
+}
 DONE, DOUBT = "[green]✓[/] ", "[yellow]?[/] "
 _MARKS = {"passed": DONE, "failed": "[red]✗[/] ", "inconclusive": DOUBT, "unverified": DOUBT}
 _SECONDS_BETWEEN_LINES = 5.0

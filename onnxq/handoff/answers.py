@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped
 
-from onnxq.artifacts import AnswerCheck
+from onnxq import sample_checks
+from onnxq.artifacts import AnswerCheck, ValueFacts
 from onnxq.errors import DataError
 from onnxq.handoff.contract import Contract, InputOutput
 from onnxq.provenance import cpu_flags
@@ -100,22 +102,20 @@ def made_up_samples(contract: Contract, count: int) -> Samples:
 
     They replay a file; they say nothing of its accuracy, and the bundle says that they are none.
     """
-    draw = np.random.default_rng(0)
-    return Samples(
-        name="made-up numbers (no data was given)",
-        inputs={value.name: _made_up(value, count, draw) for value in contract.inputs},
-        made_up=True,
-    )
+    values = [
+        ValueFacts(name=v.name, dtype=v.dtype, shape=v.shape, domain=_span(v))
+        for v in contract.inputs
+    ]
+    made_up = sample_checks.made_up_samples(values, count, seed=0)
+    return replace(made_up, name="made-up numbers (no data was given)")
 
 
-def _made_up(value: InputOutput, count: int, draw: np.random.Generator) -> Array:
-    shape = (count, *(size if isinstance(size, int) else 1 for size in value.shape[1:]))
-    dtype = np.dtype(value.dtype)
-    if dtype.kind != "f":
-        return np.zeros(shape, dtype)
+def _span(value: InputOutput) -> tuple[float, float]:
+    """Where an input's values lie: its domain, else what its Q can hold; integers are all 0."""
+    if np.dtype(value.dtype).kind != "f":
+        return 0.0, 0.0
     known = value.quantization
-    low, high = value.domain or ((known.real_low, known.real_high) if known else (-1.0, 1.0))
-    return draw.uniform(low, high, shape).astype(dtype)
+    return value.domain or ((known.real_low, known.real_high) if known else (-1.0, 1.0))
 
 
 def _filling_batch(row: Mapping[str, Array], contract: Contract) -> dict[str, Array]:
