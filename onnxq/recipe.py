@@ -92,7 +92,8 @@ class ExportSection(Section):
 
 
 class DataSource(Section):
-    """Samples: ``module:function`` with its keyword arguments, or a file.
+    """Samples: a file or folder with the options of its kind, or ``module:function`` with its
+    keyword arguments.
 
     ``paths`` are those arguments that are paths; like the file, they are relative to the recipe.
     """
@@ -100,6 +101,12 @@ class DataSource(Section):
     source: str
     options: dict[str, Any] = {}
     paths: dict[str, Path] = {}
+
+    @model_validator(mode="after")
+    def _paths_of_a_function(self) -> "DataSource":
+        if self.paths and not is_reference(self.source):
+            raise ValueError("`paths` are arguments of a function; a file or folder has none")
+        return self
 
 
 class DataSection(Section):

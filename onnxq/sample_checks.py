@@ -14,36 +14,57 @@ __all__ = ["check_samples", "made_up_samples"]
 Array = Shaped[np.ndarray, "..."]
 
 
-def check_samples(samples: Samples, inputs: Sequence[ValueFacts]) -> None:
+def check_samples(samples: Samples, inputs: Sequence[ValueFacts], *, batch: int = 1) -> None:
     """Raise DataError, naming sample and tensor, unless every sample fits the graph's inputs.
 
     Checked: names, shape and dtype (once), and for every sample that all values are finite and lie
-    in the declared domain.
+    in the declared domain. ``batch`` is the number of samples that a run of the graph is given: a
+    model with another fixed batch is refused. Samples never have a batch axis themselves.
     """
-    if len(samples) == 0:
-        raise DataError("holds no sample", where=samples.name, do="give at least one")
     known = {value.name: value for value in inputs}
+    if len(samples) == 0:
+        raise DataError(
+            "holds no sample",
+            where=samples.name,
+            do=f"give at least one, with an array for each of: {', '.join(known)}",
+        )
     for name in samples.inputs:
         if name not in known:
-            raise DataError(f"`{name}` is no input; {nearest(name, known)}", where=samples.name)
+            raise DataError(
+                f"`{name}` is no input; {nearest(name, known)}",
+                where=samples.name,
+                do=f"give exactly what the model takes: {', '.join(known)}",
+            )
     for name, value in known.items():
-        _check_form(samples, name, value)
+        _check_form(samples, name, value, batch)
     for index, row in enumerate(samples.rows()):
         for name, array in row.items():
             where = f"{samples.name}, sample {samples.number(index)}, input `{name}`"
             _check_values(array, known[name], where)
 
 
-def _check_form(samples: Samples, name: str, value: ValueFacts) -> None:
+def _check_form(samples: Samples, name: str, value: ValueFacts, batch: int) -> None:
     column = samples.inputs.get(name)
     if column is None:
-        raise DataError(f"the model's input `{name}` is missing", where=samples.name)
-    where = f"{samples.name}, input `{name}`"
-    if value.shape and isinstance(value.shape[0], int) and value.shape[0] != 1:
         raise DataError(
-            f"the model's batch is fixed at {value.shape[0]}, and samples are run one at a time",
+            f"the model's input `{name}` is missing",
+            where=samples.name,
+            do=f"give {value.dtype} of shape {_sample_shape(value)} a sample under that name; "
+            f"there are: {', '.join(samples.inputs)}",
+        )
+    where = f"{samples.name}, input `{name}`"
+    if not value.shape:
+        raise DataError(
+            "the model takes a single number there, without a batch axis",
             where=where,
-            do="export the model with a free batch, or with a batch of 1",
+            do="export the model with this input of shape (batch,)",
+        )
+    if isinstance(value.shape[0], int) and value.shape[0] != batch:
+        at_a_time = "one at a time" if batch == 1 else f"{batch} at a time"
+        raise DataError(
+            f"the model's batch is fixed at {value.shape[0]}, and samples are run {at_a_time}",
+            where=where,
+            do=f"export the model with a free batch, or with a batch of {batch}",
         )
     wanted, found = value.shape[1:], column.shape[1:]
     fits = len(wanted) == len(found) and all(
@@ -59,8 +80,13 @@ def _check_form(samples: Samples, name: str, value: ValueFacts) -> None:
         raise DataError(
             f"is {column.dtype}, the model takes {value.dtype}",
             where=where,
-            do="convert the data; nothing is cast on the quiet",
+            do="convert the data, or give a file the option `cast: true`; "
+            "nothing is cast on the quiet",
         )
+
+
+def _sample_shape(value: ValueFacts) -> str:
+    return f"({', '.join(map(str, value.shape[1:]))})"
 
 
 def _check_values(array: Array, value: ValueFacts, where: str) -> None:

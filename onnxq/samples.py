@@ -4,17 +4,16 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
 
-from onnxq.errors import DataError, nearest
+from onnxq.errors import DataError
 
-__all__ = ["Column", "Samples", "load_samples"]
+__all__ = ["GROUPS", "LABELS", "TIMESTEPS", "Column", "Samples"]
 
-LABELS, GROUPS = "labels", "groups"
+LABELS, GROUPS, TIMESTEPS = "labels", "groups", "timesteps"
 Array = Shaped[np.ndarray, "..."]
 
 
@@ -70,10 +69,12 @@ class Samples:
 
     ``inputs`` maps every graph input to a column of ``n`` rows without batch axis; ``labels`` has
     shape ``(n,)``; ``groups`` names what each sample belongs to (subject, file), the unit of splits
-    and of confidence intervals. ``notes`` are sentences that a reader of the report must know,
-    ``made_up`` says that the values are random numbers and no data. ``fingerprint`` stands for the
-    whole content, where whoever made the samples knows a quicker one than reading them all.
-    ``numbers`` are the places of samples that were taken out of others, for messages.
+    and of confidence intervals; ``timesteps`` is the step of a diffusion process that each sample
+    was taken at. ``notes`` are sentences that a reader of the report must know, ``made_up`` says
+    that the values are random numbers and no data. ``fingerprint`` stands for the whole content,
+    where whoever made the samples knows a quicker one than reading them all. ``numbers`` are the
+    places of samples that were taken out of others, for messages. ``preprocessing`` says in one
+    line what was done to raw data; statistics are merged only where it is the same.
     """
 
     name: str
@@ -84,6 +85,8 @@ class Samples:
     made_up: bool = False
     fingerprint: str | None = None
     numbers: Shaped[np.ndarray, " n"] | None = None
+    timesteps: Shaped[np.ndarray, " n"] | None = None
+    preprocessing: str = ""
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -93,7 +96,7 @@ class Samples:
                 do = "put the samples first: an array of shape (n, …)"
                 raise DataError(f"`{name}` is a single number", where=self.name, do=do)
         lengths = {name: len(column) for name, column in self.inputs.items()}
-        for name, values in ((LABELS, self.labels), (GROUPS, self.groups)):
+        for name, values in self._facts.items():
             if values is not None:
                 if values.ndim != 1:
                     what = f"`{name}` has shape {list(values.shape)}"
@@ -106,6 +109,11 @@ class Samples:
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
+    @property
+    def _facts(self) -> dict[str, Array | None]:
+        """What is known of each sample beside its inputs."""
+        return {LABELS: self.labels, GROUPS: self.groups, TIMESTEPS: self.timesteps}
+
     def number(self, index: int) -> int:
         """The place of sample ``index`` in the source that it was taken from."""
         return index if self.numbers is None else int(self.numbers[index])
@@ -113,6 +121,20 @@ class Samples:
     def row(self, index: int) -> dict[str, Array]:
         """Inputs of one sample, each with a batch axis of 1 in front."""
         return {name: np.asarray(column[index])[np.newaxis] for name, column in self.inputs.items()}
+
+    def batch(self, start: int, size: int) -> dict[str, Array]:
+        """Inputs of the samples from ``start`` on, stacked: each of shape ``(size, *sample)``.
+
+        Raises DataError if there are fewer than ``start + size`` samples.
+        """
+        if size < 1 or not 0 <= start <= len(self) - size:
+            what = f"holds {len(self)} samples: no batch of {size} begins at sample {start}"
+            raise DataError(what, where=self.name, do="give more samples, or a smaller batch")
+        wanted = range(start, start + size)
+        return {
+            name: np.stack([np.asarray(column[index]) for index in wanted])
+            for name, column in self.inputs.items()
+        }
 
     def rows(self) -> Iterator[dict[str, Array]]:
         """``row(i)`` for every sample, in order."""
@@ -127,6 +149,7 @@ class Samples:
             inputs={name: _Taken(column, indices) for name, column in self.inputs.items()},
             labels=None if self.labels is None else self.labels[indices],
             groups=None if self.groups is None else self.groups[indices],
+            timesteps=None if self.timesteps is None else self.timesteps[indices],
         )
 
     def thinned(self, count: int) -> "Samples":
@@ -142,9 +165,10 @@ class Samples:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the content: the fingerprint, else every sample's inputs; labels; groups."""
+        """SHA-256 over the content: the fingerprint, else every sample's inputs; labels, groups
+        and timesteps."""
         total = hashlib.sha256((self.fingerprint or "".join(self.row_digests)).encode())
-        for values in (self.labels, self.groups):
+        for values in self._facts.values():
             total.update(repr(None if values is None else values.tolist()).encode())
         return total.hexdigest()
 
@@ -156,56 +180,3 @@ def _digest_of_row(row: Mapping[str, Array]) -> str:
         total.update(f"{name}{array.dtype.str}{array.shape}".encode())
         total.update(array.data)
     return total.hexdigest()
-
-
-def load_samples(path: Path, input_names: tuple[str, ...]) -> Samples:
-    """Samples from a file: ``.npz`` or ``.safetensors`` (one array per graph input, samples first,
-    with ``labels`` and ``groups`` beside them if known) or ``.npy`` (the only input's array).
-
-    Raises DataError for a missing, unreadable or foreign file and for arrays that no input takes.
-    """
-    if not path.exists():
-        raise DataError("no such file", where=str(path), do="check the path given as data source")
-    arrays = dict(_read_arrays(path, input_names))
-    labels, groups = arrays.pop(LABELS, None), arrays.pop(GROUPS, None)
-    for name in arrays:
-        if name not in input_names:
-            raise DataError(
-                f"array `{name}` is no input of the model; {nearest(name, input_names)}",
-                where=str(path),
-                do="name the arrays after the graph inputs, with `labels` and `groups` beside them",
-            )
-    return Samples(name=path.name, inputs=arrays, labels=labels, groups=groups)
-
-
-def _read_arrays(path: Path, input_names: tuple[str, ...]) -> Mapping[str, Array]:
-    kind = path.suffix.lower()
-    try:
-        if kind == ".npz":
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        if kind == ".npy":
-            if len(input_names) != 1:
-                raise DataError(
-                    f"one array for a model of {len(input_names)} inputs",
-                    where=str(path),
-                    do="use an .npz with one array per input: " + ", ".join(input_names),
-                )
-            return {input_names[0]: np.load(path, mmap_mode="r", allow_pickle=False)}
-        if kind == ".safetensors":
-            from safetensors.numpy import load_file
-
-            return load_file(path)
-    except DataError:
-        raise
-    except Exception as fault:  # each reader has its own exceptions for a damaged file
-        raise DataError(
-            f"cannot be read: {type(fault).__name__}: {fault}",
-            where=str(path),
-            do="make the file again; it may be truncated, or hold pickled objects (never read)",
-        ) from fault
-    raise DataError(
-        f"data of kind `{kind or 'folder'}` cannot be read",
-        where=str(path),
-        do="give .npz, .npy, .safetensors or module:function",
-    )

@@ -1,11 +1,9 @@
 import sys
 
-import numpy as np
 import pytest
 
 from onnxq import plugins
 from onnxq.errors import DataError, PluginError
-from onnxq.samples import Samples
 from onnxq.sources import open_source
 
 CODE = """
@@ -75,13 +73,6 @@ def test_a_function_must_return_samples(folder):
 def test_an_error_that_the_function_raises_on_purpose_passes_through(folder):
     with pytest.raises(DataError, match="the folder is empty"):
         open_source("my_clips:refuses", {}, ("x",), folder)
-
-
-def test_a_file_takes_no_options(tmp_path):
-    np.save(tmp_path / "a.npy", np.zeros((2, 2), np.float32))
-    assert isinstance(open_source(str(tmp_path / "a.npy"), {}, ("x",)), Samples)
-    with pytest.raises(DataError, match="a file takes no options"):
-        open_source(str(tmp_path / "a.npy"), {"count": 1}, ("x",))
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,20 @@ def test_paths_are_relative_to_the_recipe_and_functions_are_not_paths(read, tmp_
     assert recipe.data.evaluation.paths == {"root": tmp_path / "clips"}
 
 
+def test_a_folder_of_pictures_is_a_source_with_options(read, tmp_path):
+    options = "{size: 256, crop: 224, mean: [0.5, 0.5, 0.5], groups: folder}"
+    source = f"source: pictures/\n    options: {options}"
+    calibration = read(WHOLE.replace("source: calibration.npz", source)).data.calibration
+    assert Path(calibration.source) == tmp_path / "pictures"
+    assert calibration.options["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_a_file_has_no_paths_among_its_options(read):
+    text = WHOLE.replace("source: my_data:clips", "source: clips.npz")
+    with pytest.raises(RecipeError, match="`paths` are arguments of a function"):
+        read(text)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [

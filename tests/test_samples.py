@@ -1,100 +1,17 @@
-import io
-import zipfile
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
 
 from onnxq.artifacts import ValueFacts
 from onnxq.errors import DataError
 from onnxq.sample_checks import check_samples, made_up_samples
-from onnxq.samples import Samples, load_samples
+from onnxq.samples import Samples
 
 X = np.arange(24, dtype=np.float32).reshape(6, 4)
 LABELS, GROUPS = np.arange(6.0), np.array(["a", "a", "b", "b", "c", "c"])
-
-
-def same(one: Samples, two: Samples) -> bool:
-    return all(
-        np.array_equal(a[name], b[name])
-        for a, b in zip(one.rows(), two.rows(), strict=True)
-        for name in a
-    )
-
-
-# --- files --------------------------------------------------------------------------------------
-
-
-def test_every_kind_of_file_gives_back_what_was_put_in(tmp_path):
-    np.savez(tmp_path / "a.npz", x=X, labels=LABELS, groups=GROUPS)
-    np.save(tmp_path / "a.npy", X)
-    save_file({"x": X, "labels": LABELS}, tmp_path / "a.safetensors")
-    for name in ("a.npz", "a.npy", "a.safetensors"):
-        found = load_samples(tmp_path / name, ("x",))
-        assert found.name == name
-        assert same(found, Samples("x", {"x": X}))
-    loaded = load_samples(tmp_path / "a.npz", ("x",))
-    assert loaded.labels.tolist() == LABELS.tolist()
-    assert loaded.groups.tolist() == GROUPS.tolist()
-    assert load_samples(tmp_path / "a.safetensors", ("x",)).labels.tolist() == LABELS.tolist()
-
-
-def test_an_npy_file_is_mapped_not_loaded(tmp_path):
-    np.save(tmp_path / "a.npy", X)
-    assert isinstance(load_samples(tmp_path / "a.npy", ("x",)).inputs["x"], np.memmap)
-
-
-def test_one_array_does_not_do_for_two_inputs(tmp_path):
-    np.save(tmp_path / "a.npy", X)
-    with pytest.raises(DataError, match=r"(?s)2 inputs.*one array per input: x, z"):
-        load_samples(tmp_path / "a.npy", ("x", "z"))
-
-
-def test_pickled_objects_are_never_read(tmp_path):
-    np.savez(tmp_path / "a.npz", x=np.array([{"a": 1}], dtype=object))
-    np.save(tmp_path / "a.npy", np.array([print], dtype=object))
-    for name in ("a.npz", "a.npy"):
-        with pytest.raises(DataError, match=r"(?s)cannot be read.*never read"):
-            load_samples(tmp_path / name, ("x",))
-
-
-def test_a_truncated_archive_is_named(tmp_path):
-    np.savez(tmp_path / "whole.npz", x=X)
-    np.save(tmp_path / "whole.npy", X)
-    save_file({"x": X}, tmp_path / "whole.safetensors")
-    for kind in ("npz", "npy", "safetensors"):
-        whole = (tmp_path / f"whole.{kind}").read_bytes()
-        for length in (0, 5, len(whole) // 2, len(whole) - 10):
-            (tmp_path / f"cut.{kind}").write_bytes(whole[:length])
-            with pytest.raises(DataError, match="cannot be read") as caught:
-                load_samples(tmp_path / f"cut.{kind}", ("x",))
-            assert caught.value.where == str(tmp_path / f"cut.{kind}")
-
-
-def test_an_archive_with_a_damaged_member_is_named(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        buffer = io.BytesIO()
-        np.save(buffer, X)
-        archive.writestr("x.npy", buffer.getvalue()[:-7])
-    with pytest.raises(DataError, match="cannot be read"):
-        load_samples(tmp_path / "a.npz", ("x",))
-
-
-def test_an_array_that_no_input_takes_is_named_with_the_nearest(tmp_path):
-    np.savez(tmp_path / "a.npz", clips=X)
-    with pytest.raises(DataError, match=r"`clips` is no input.*did you mean `clip`"):
-        load_samples(tmp_path / "a.npz", ("clip",))
-
-
-@pytest.mark.parametrize("name", ["none.npz", "a.csv", "folder"])
-def test_what_is_no_data_file_is_refused(tmp_path, name):
-    (tmp_path / "a.csv").write_text("1,2")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match=r"no such file|cannot be read"):
-        load_samples(tmp_path / name, ("x",))
 
 
 # --- samples ------------------------------------------------------------------------------------
@@ -176,6 +93,33 @@ def test_digests_tell_labels_groups_types_and_names_apart():
     assert len({samples.digest for samples in variants}) == len(variants)
 
 
+def test_timesteps_go_with_their_samples_and_are_part_of_the_content():
+    steps = np.array([900, 700, 500, 300, 100, 0])
+    samples = Samples("s", {"x": X}, timesteps=steps)
+    assert samples.take(np.array([4, 1])).timesteps.tolist() == [100, 700]
+    assert samples.thinned(2).timesteps.tolist() == [900, 0]
+    assert samples.digest != Samples("s", {"x": X}, timesteps=steps[::-1]).digest
+    with pytest.raises(DataError, match="timesteps 5"):
+        Samples("s", {"x": X}, timesteps=steps[:5])
+
+
+def test_a_batch_holds_the_rows_that_were_asked_for_and_no_batch_is_short():
+    samples = Samples("s", {"x": X, "t": np.arange(6)}).take(np.array([5, 4, 3, 2, 1]))
+    batch = samples.batch(1, 3)
+    np.testing.assert_array_equal(batch["x"], X[[4, 3, 2]])
+    assert batch["t"].tolist() == [4, 3, 2]
+    rows = np.concatenate([samples.row(i)["x"] for i in (1, 2, 3)])
+    np.testing.assert_array_equal(batch["x"], rows)
+    for start, size in ((3, 3), (-1, 2), (0, 0), (0, 6)):
+        with pytest.raises(DataError, match=r"holds 5 samples: no batch of"):
+            samples.batch(start, size)
+
+
+def test_preprocessing_stays_with_what_is_taken():
+    samples = Samples("s", {"x": X}, preprocessing="x/255")
+    assert samples.take(np.array([1])).preprocessing == "x/255"
+
+
 def test_what_is_taken_has_a_digest_of_its_own_in_spite_of_a_fingerprint():
     whole = Samples("s", {"x": X}, fingerprint="f")
     assert whole.take(np.array([0, 1])).digest != whole.take(np.array([0, 2])).digest
@@ -240,7 +184,36 @@ def test_made_up_samples_fit_their_facts_and_say_what_they_are():
     assert made.digest != made_up_samples([UNIT], 5, seed=2).digest
 
 
+FOUR = ValueFacts(name="x", dtype="float32", shape=(4, 2))
+EIGHT_ROWS = Samples("s", {"x": np.zeros((8, 2), np.float32)})
+
+
 def test_a_model_whose_batch_is_fixed_cannot_be_run_one_sample_at_a_time():
-    value = ValueFacts(name="x", dtype="float32", shape=(4, 2))
-    with pytest.raises(DataError, match="fixed at 4"):
-        check_samples(Samples("s", {"x": np.zeros((8, 2), np.float32)}), [value])
+    with pytest.raises(DataError, match=r"(?s)fixed at 4.*one at a time.*batch of 1"):
+        check_samples(EIGHT_ROWS, [FOUR])
+
+
+def test_a_model_whose_batch_is_fixed_takes_that_batch_and_no_other():
+    check_samples(EIGHT_ROWS, [FOUR], batch=4)
+    with pytest.raises(DataError, match=r"(?s)fixed at 4.*2 at a time"):
+        check_samples(EIGHT_ROWS, [FOUR], batch=2)
+    free = FOUR.model_copy(update={"shape": ("n", 2)})
+    check_samples(EIGHT_ROWS, [free], batch=2)
+
+
+def test_an_input_without_batch_axis_is_told():
+    scalar = FREE.model_copy(update={"name": "t", "shape": ()})
+    with pytest.raises(DataError, match=r"(?s)input `t`: .*single number.*\(batch,\)"):
+        check_samples(Samples("s", {"x": X, "t": np.zeros(6, np.float32)}), [FREE, scalar])
+
+
+def test_what_the_model_takes_is_said_with_every_fault_of_names():
+    other = ValueFacts(name="mask", dtype="int64", shape=("n", 16))
+    both = {"x": X, "mask": np.zeros((6, 16), np.int64)}
+    check_samples(Samples("s", both), [FREE, other])
+    with pytest.raises(DataError, match=r"(?s)`extra` is no input.*exactly.*: x, mask"):
+        check_samples(Samples("s", both | {"extra": X}), [FREE, other])
+    with pytest.raises(DataError, match=r"(?s)`mask` is missing.*int64 of shape \(16\).*are: x"):
+        check_samples(Samples("s", {"x": X}), [FREE, other])
+    with pytest.raises(DataError, match=r"(?s)no sample.*each of: x, mask"):
+        check_samples(Samples("s", {n: values[:0] for n, values in both.items()}), [FREE, other])
