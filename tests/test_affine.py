@@ -12,6 +12,7 @@ from onnxq.affine import (
     SMALLEST_SCALE,
     dequantize,
     parameters_of_range,
+    powers_of_two_above,
     quantize,
     symmetric_weight_scales,
 )
@@ -131,6 +132,93 @@ def test_a_dead_tensor_keeps_values_that_may_yet_come():
     assert found.range == pytest.approx((0.0, 1e-4))
 
 
+# --- powers of two ------------------------------------------------------------------------------
+
+wide = st.floats(-1e9, 1e9) | st.sampled_from([-256.0, -255.0, -128.0, 127.0, 254.0, 255.0, 256.0])
+wide_ranges = st.builds(Range.including_zero, wide, wide)
+
+
+def is_power_of_two(scale: float) -> bool:
+    return np.frexp(scale)[0] == 0.5 and float(np.float32(scale)) == scale
+
+
+def holds(scale: float, range_: Range, type_: IntType, symmetric: bool) -> bool:
+    """Whether some zero point that is allowed puts both ends of the range inside the grid."""
+    middle = 128 if type_ is IntType.UINT8 else 0
+    allowed = [middle] if symmetric else range(type_.qmin, type_.qmax + 1)
+    return any(
+        (type_.qmin - zero) * scale <= range_.low and range_.high <= (type_.qmax - zero) * scale
+        for zero in allowed
+    )
+
+
+@settings(max_examples=200)
+@given(wide_ranges, st.sampled_from(EIGHT_BITS), st.booleans())
+def test_a_power_of_two_holds_the_range_and_half_of_it_does_not(range_, type_, symmetric):
+    found = parameters_of_range(range_, type_, symmetric=symmetric, power_of_two=True)
+    assert is_power_of_two(found.scale)
+    low, high = found.range
+    assert low <= range_.low <= range_.high <= high
+    assert type_.qmin <= found.zero_point <= type_.qmax
+    if found.scale > SMALLEST_SCALE and range_.width:
+        assert not holds(found.scale / 2, range_, type_, symmetric)
+
+
+@settings(max_examples=200)
+@given(wide_ranges, st.sampled_from(EIGHT_BITS), st.booleans(), st.floats(0, 1))
+def test_with_powers_of_two_every_value_moves_by_at_most_half_a_step(
+    range_, type_, symmetric, share
+):
+    found = parameters_of_range(range_, type_, symmetric=symmetric, power_of_two=True)
+    value = np.float32([range_.low + share * range_.width, range_.low, range_.high])
+    there = quantize(value, found.scale, found.zero_point, type_)
+    back = dequantize(there, found.scale, found.zero_point)
+    assert (abs(back - value) <= found.scale / 2).all()
+
+
+@given(st.floats(0, 1e9), st.sampled_from(EIGHT_BITS))
+def test_behind_a_relu_a_power_of_two_keeps_zero_at_the_smallest_integer(high, type_):
+    found = parameters_of_range(Range(0, high), type_, symmetric=False, power_of_two=True)
+    assert found.zero_point == type_.qmin
+
+
+@given(wide_ranges)
+def test_symmetric_powers_of_two_have_the_middle_as_zero_point(range_):
+    for type_, middle in ((IntType.INT8, 0), (IntType.UINT8, 128)):
+        found = parameters_of_range(range_, type_, symmetric=True, power_of_two=True)
+        assert found.zero_point == middle
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "symmetric", "scale", "zero_point"),
+    [
+        (0.0, 255.0, False, 1.0, -128),
+        (0.0, 255.5, False, 2.0, -128),
+        (-128.0, 127.0, True, 1.0, 0),
+        (-127.0, 128.0, True, 2.0, 0),
+        (-127.5, 127.0, False, 1.0, 0),  # 128 steps below zero, 127 above
+        (-127.5, 127.5, False, 2.0, -64),  # with steps of 1 it would take 256 of them
+        (0.0, 0.0, False, 2.0**-21, -128),  # 1e-4 / 255 = 2**-21.3
+    ],
+)
+def test_powers_of_two_by_hand(low, high, symmetric, scale, zero_point):
+    found = parameters_of_range(
+        Range(low, high), IntType.INT8, symmetric=symmetric, power_of_two=True
+    )
+    assert found == AffineParameters(scale, zero_point, IntType.INT8)
+
+
+@given(hnp.arrays(np.float64, 5, elements=st.floats(SMALLEST_SCALE, 1e9)))
+def test_a_scale_becomes_the_next_power_of_two(scales):
+    powers = powers_of_two_above(scales)
+    assert all(is_power_of_two(power) for power in powers)
+    assert (powers >= scales).all()
+    assert (powers / 2 < scales).all()
+    np.testing.assert_array_equal(powers_of_two_above(powers), powers)
+
+
+# --- weights ------------------------------------------------------------------------------------
+
 weights = hnp.arrays(
     np.float32,
     hnp.array_shapes(min_dims=2, max_dims=4, max_side=5),
@@ -161,3 +249,21 @@ def test_the_largest_weight_of_a_channel_is_the_last_integer(w):
 def test_a_channel_of_zeros_gets_scale_1():
     w = np.array([[0.0, 0.0], [1.27, 0.0]], np.float32)
     assert symmetric_weight_scales(w, 0).tolist() == [1.0, pytest.approx(0.01)]
+
+
+@given(weights, st.integers(-1, 1))
+def test_weights_with_powers_of_two_are_held_and_half_the_scale_would_not_hold_them(w, axis):
+    scales = symmetric_weight_scales(w, axis, power_of_two=True)
+    assert all(is_power_of_two(scale) for scale in scales)
+    by_channel = np.moveaxis(w, axis, 0).reshape(len(scales), -1)
+    largest = np.abs(by_channel).max(axis=1)
+    assert (largest <= 127 * scales).all()
+    refinable = (largest > 0) & (scales > SMALLEST_SCALE)
+    assert (largest[refinable] > 127 * scales[refinable] / 2).all()
+    integers = quantize(by_channel, scales[:, None], 0, IntType.INT8)
+    assert integers.min() >= -127
+    assert (abs(dequantize(integers, scales[:, None], 0) - by_channel) <= scales[:, None] / 2).all()
+
+
+def test_a_channel_of_zeros_keeps_scale_1_with_powers_of_two():
+    assert symmetric_weight_scales(np.zeros((1, 2), np.float32), 0, power_of_two=True) == [1.0]

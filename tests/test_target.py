@@ -44,3 +44,9 @@ def test_the_target_decides_types_and_semantics(name, activation, judged_as, bat
     target = load_target(name)
     assert (target.activation_type, target.weight_type) == (activation, IntType.INT8)
     assert (target.judged_as, target.batch, target.per_channel) == (judged_as, batch, True)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_target_that_ships_wants_symmetric_activations_or_powers_of_two(name):
+    target = load_target(name)
+    assert (target.activation_symmetric, target.power_of_two) == (False, False)
