@@ -1,6 +1,7 @@
 """Where samples come from: a file, a folder, or a user's ``module:function``."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,30 +74,40 @@ def open_source(  # noqa: PLR0913 - a source, and all that is known of what it i
 def _open_path(path: Path, options: Mapping[str, object], request: Request) -> Samples:
     if not path.exists():
         raise DataError("no such file", where=str(path), do="check the path given as data source")
-    try:
-        if path.is_dir():
-            return _open_folder(path, options, request)
-        kind = path.suffix.lower()
-        if kind in _FLAT:
-            flat = parsed(ArrayOptions, options, str(path))
-            return assigned(_FLAT[kind](path), flat, request, str(path))
-        if kind in _NESTED:
-            nested = parsed(NestedOptions, options, str(path))
-            return assigned(_NESTED[kind](path, nested.key), nested, request, str(path))
-    except OnnxqError:
-        raise
-    except Exception as fault:  # each reader has its own exceptions for a damaged file
-        raise DataError(
-            f"cannot be read: {type(fault).__name__}: {fault}",
-            where=str(path),
-            do="make the file again; it may be truncated, or hold pickled objects (never read)",
-        ) from fault
+    if path.is_dir():
+        return _open_folder(path, options, request)
+    kind = path.suffix.lower()
+    if kind in _FLAT:
+        flat = parsed(ArrayOptions, options, str(path))
+        with _reading(path):
+            content = _FLAT[kind](path)
+        return assigned(content, flat, request, str(path))
+    if kind in _NESTED:
+        nested = parsed(NestedOptions, options, str(path))
+        with _reading(path):
+            content = _NESTED[kind](path, nested.key)
+        return assigned(content, nested, request, str(path))
     raise DataError(
         f"data of kind `{kind}` cannot be read",
         where=str(path),
         do=f"give {', '.join([*_FLAT, *_NESTED])}, a folder of .npy files or pictures, or "
         "module:function",
     )
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Each reader has its own exceptions for a damaged file."""
+    try:
+        yield
+    except OnnxqError:
+        raise
+    except Exception as fault:
+        raise DataError(
+            f"cannot be read: {type(fault).__name__}: {fault}",
+            where=str(path),
+            do="make the file again; it may be truncated, or hold pickled objects (never read)",
+        ) from fault
 
 
 def _open_folder(folder: Path, options: Mapping[str, object], request: Request) -> Samples:

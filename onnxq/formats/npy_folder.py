@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Shaped
 
 from onnxq.errors import DataError
-from onnxq.formats.arrays import read_npy, stored_array
+from onnxq.formats.arrays import stored_array
 from onnxq.formats.columns import StoredRows
-from onnxq.formats.content import ONLY, Content, Request
+from onnxq.formats.content import Content, Request
 from onnxq.samples import GROUPS, LABELS, TIMESTEPS, Column
 
 __all__ = ["FORMS", "FileRows", "read_npy_folder"]
@@ -56,14 +56,13 @@ def read_npy_folder(folder: Path, request: Request) -> Content:
     """The arrays of a folder in one of ``FORMS``. Raises DataError if it is in none of them."""
     beside = {name: folder / f"{name}.npy" for name in _BESIDE if name not in request.input_names}
     columns: dict[str, Column] = {
-        name: read_npy(path).columns[ONLY] for name, path in beside.items() if path.exists()
+        name: _stored(path) for name, path in beside.items() if path.exists()
     }
     files = {path.stem: path for path in _npy_files(folder) if path not in beside.values()}
     folders = {path.name: path for path in sorted(folder.iterdir()) if _holds_samples(path)}
     named = set(files) & set(request.input_names)
     if files and not folders and named == set(files):
-        found = {name: read_npy(path).columns[ONLY] for name, path in files.items()}
-        return Content(columns | found)
+        return Content(columns | {name: _stored(path) for name, path in files.items()})
     if folders and not files:
         return _folder_per_input(folder, folders, columns, request)
     if files and not folders and not named and len(request.input_names) == 1:

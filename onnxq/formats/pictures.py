@@ -29,9 +29,12 @@ Size = tuple[Pixels, Pixels]
 
 def _fraction(value: object) -> object:
     """``"1/255"`` as a number."""
-    if isinstance(value, str) and "/" in value:
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    try:
         return float(Fraction(value.replace(" ", "")))
-    return value
+    except ZeroDivisionError:
+        raise ValueError("divides by zero") from None
 
 
 class PictureOptions(Options):

@@ -1,5 +1,6 @@
 """What the tests of the formats share."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,12 @@ def facts(name: str, dtype: str, *shape: int | str) -> ValueFacts:
 def opened(path: Path, names: tuple[str, ...] = ("x",), **options: object) -> Samples:
     """Samples of a file or folder with keyword options."""
     return open_source(str(path), options, names)
+
+
+def resident_mib() -> float:
+    """What this process holds in memory now, mapped pages of files included."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def values(samples: Samples, name: str = "x") -> np.ndarray:
