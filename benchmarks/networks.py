@@ -182,19 +182,18 @@ def _gelu(writer: _Writer, tensor: str) -> str:
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the benchmark: its name in the table, its writer, the shape of one sample, and
-    the axes of a sample along which neighbours resemble one another.
+    """A network of the benchmark: its writer, the shape of one sample, and the axes of a sample
+    along which neighbours resemble one another.
     """
 
-    title: str
     write: Callable[[Path], None]
     shape: tuple[int, ...]
     space: tuple[int, ...]
 
 
 NETWORKS = {
-    "mobilenet": Network("MobileNetV2, 224 × 224", mobilenet_v2, (3, 224, 224), (1, 2)),
-    "transformer": Network("4 transformer blocks, 512 × 256", transformer, (512, 256), (0,)),
+    "mobilenet": Network(mobilenet_v2, (3, 224, 224), (1, 2)),
+    "transformer": Network(transformer, (512, 256), (0,)),
 }
 
 

@@ -101,7 +101,7 @@ def test_samples_are_numpys_and_start_like_those_of_a_larger_file(tmp_path, netw
 
 
 def test_neighbours_in_space_resemble_one_another_and_other_axes_do_not(tmp_path):
-    network = Network("", mobilenet_v2, (64, 64), (0,))
+    network = Network(mobilenet_v2, (64, 64), (0,))
     write_samples(tmp_path / "s.npz", network, 1)
     sample = np.load(tmp_path / "s.npz")["input"][0]
     along = np.corrcoef(sample[:-1].ravel(), sample[1:].ravel())[0, 1]
