@@ -1,6 +1,7 @@
 """Where samples come from: a file, a folder, or a user's ``module:function``."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -74,29 +75,30 @@ def open_source(  # noqa: PLR0913 - a source, and all that is known of what it i
 def _open_path(path: Path, options: Mapping[str, object], request: Request) -> Samples:
     if not path.exists():
         raise DataError("no such file", where=str(path), do="check the path given as data source")
+    where, path = str(path), path.absolute()  # a worker process may stand somewhere else
     if path.is_dir():
         return _open_folder(path, options, request)
     kind = path.suffix.lower()
     if kind in _FLAT:
-        flat = parsed(ArrayOptions, options, str(path))
-        with _reading(path):
+        flat = parsed(ArrayOptions, options, where)
+        with _reading(where):
             content = _FLAT[kind](path)
-        return assigned(content, flat, request, str(path))
+        return assigned(content, flat, request, where)
     if kind in _NESTED:
-        nested = parsed(NestedOptions, options, str(path))
-        with _reading(path):
+        nested = parsed(NestedOptions, options, where)
+        with _reading(where):
             content = _NESTED[kind](path, nested.key)
-        return assigned(content, nested, request, str(path))
+        return assigned(content, nested, request, where)
     raise DataError(
         f"data of kind `{kind}` cannot be read",
-        where=str(path),
+        where=where,
         do=f"give {', '.join([*_FLAT, *_NESTED])}, a folder of .npy files or pictures, or "
         "module:function",
     )
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(where: str) -> Iterator[None]:
     """Each reader has its own exceptions for a damaged file."""
     try:
         yield
@@ -105,13 +107,13 @@ def _reading(path: Path) -> Iterator[None]:
     except Exception as fault:
         raise DataError(
             f"cannot be read: {type(fault).__name__}: {fault}",
-            where=str(path),
+            where=where,
             do="make the file again; it may be truncated, or hold pickled objects (never read)",
         ) from fault
 
 
 def _open_folder(folder: Path, options: Mapping[str, object], request: Request) -> Samples:
-    files = [f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".")]
+    files = tuple(_files(folder))
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     arrays = any(file.suffix.lower() == ".npy" for file in files)
     if pictures and arrays:
@@ -128,3 +130,10 @@ def _open_folder(folder: Path, options: Mapping[str, object], request: Request) 
         where=str(folder),
         do=f"give pictures ({', '.join(sorted(SUFFIXES))}), or {FORMS}",
     )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below the folder, through links to other folders, but none that is hidden."""
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))

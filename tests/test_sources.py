@@ -118,6 +118,45 @@ def test_arrays_of_other_names_are_given_to_inputs_and_labels(tmp_path):
         open_source(path, {}, ("x",))
 
 
+def test_arrays_without_a_name_are_the_inputs_in_order_and_that_is_said(tmp_path):
+    np.savez(tmp_path / "one.npz", X, labels=np.arange(6))
+    found = open_source(str(tmp_path / "one.npz"), {}, ("x",))
+    np.testing.assert_array_equal(rows_of(found), X)
+    assert found.labels.tolist() == list(range(6))
+    assert found.notes == ("arrays without a name, by position: arr_0 is `x`",)
+    np.savez(tmp_path / "two.npz", X, X + 1)
+    both = open_source(str(tmp_path / "two.npz"), {}, ("z", "x"))
+    np.testing.assert_array_equal(rows_of(both), X + 1)
+    for names in (("x",), ("x", "y", "z")):
+        with pytest.raises(DataError, match="`arr_0` is no input"):
+            open_source(str(tmp_path / "two.npz"), {}, names)
+
+
+def test_a_path_that_is_relative_holds_in_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / "x.npz", x=X)
+    np.save(tmp_path / "data" / "x.npy", X)
+    monkeypatch.chdir(tmp_path)
+    sources = ("data/x.npz", "data/x.npy", "data/")
+    found = [open_source(source, {}, ("x",)) for source in sources]
+    monkeypatch.chdir("/")
+    for samples in found:
+        np.testing.assert_array_equal(rows_of(samples), X)
+    assert [samples.name for samples in found] == ["x.npz", "x.npy", "data"]
+    monkeypatch.chdir(tmp_path / "data")
+    assert open_source(".", {}, ("x",)).name == "data"
+
+
+def test_folders_are_followed_through_links_and_hidden_ones_left_out(tmp_path):
+    (tmp_path / "far").mkdir()
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "far" / "a.png")
+    (tmp_path / "near" / ".cache").mkdir(parents=True)
+    np.save(tmp_path / "near" / ".cache" / "x.npy", X)
+    (tmp_path / "near" / "class").symlink_to(tmp_path / "far")
+    found = open_source(str(tmp_path / "near"), {}, ("x",))
+    assert (len(found), found.labels.tolist()) == (1, [0])
+
+
 def test_an_array_that_no_input_takes_is_named_with_the_nearest(tmp_path):
     np.savez(tmp_path / "a.npz", clips=X)
     with pytest.raises(DataError, match=r"`clips` is no input.*did you mean `clip`"):

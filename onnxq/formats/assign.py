@@ -1,6 +1,7 @@
 """The arrays of a file become the inputs of a graph, with labels, groups and timesteps beside."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -54,6 +55,8 @@ def assigned(content: Content, options: ArrayOptions, request: Request, where: s
     else:
         columns = _renamed(columns, options.inputs, where)
         columns = _only_named(columns, request.input_names, where)
+        columns, by_position = _positional(columns, request.input_names)
+        notes += by_position
         for name in _BESIDE:
             if name in columns and name not in request.input_names:
                 beside[name] = _short(columns.pop(name), name, where)
@@ -61,8 +64,7 @@ def assigned(content: Content, options: ArrayOptions, request: Request, where: s
     if options.cast:
         columns, cast_notes = _cast(columns, request, where)
         notes += cast_notes
-    name = where.rstrip("/").rpartition("/")[2]
-    return Samples(name=name, inputs=columns, notes=notes, **beside)
+    return Samples(name=Path(where).absolute().name, inputs=columns, notes=notes, **beside)
 
 
 def _renamed(
@@ -94,6 +96,19 @@ def _only_named(
             do="use an .npz with one array per input: " + ", ".join(input_names),
         )
     return {input_names[0] if name == ONLY else name: c for name, c in columns.items()}
+
+
+def _positional(
+    columns: dict[str, Column], input_names: tuple[str, ...]
+) -> tuple[dict[str, Column], tuple[str, ...]]:
+    """``arr_0``, ``arr_1``, …, as numpy.savez calls arrays without a name, are the inputs in order,
+    if there are as many."""
+    places = {f"arr_{number}": name for number, name in enumerate(input_names)}
+    if set(columns) - set(_BESIDE) != set(places) or set(places) & set(input_names):
+        return columns, ()
+    pairs = ", ".join(f"{place} is `{name}`" for place, name in places.items())
+    named = {places.get(name, name): column for name, column in columns.items()}
+    return named, (f"arrays without a name, by position: {pairs}",)
 
 
 def _short(column: Column, name: str, where: str) -> Shaped[np.ndarray, " n"]:

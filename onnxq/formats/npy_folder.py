@@ -68,10 +68,10 @@ def read_npy_folder(folder: Path, request: Request) -> Content:
     if files and not folders and not named and len(request.input_names) == 1:
         rows, notes = _file_rows(tuple(files.values()), request, request.input_names[0])
         return Content(columns | {request.input_names[0]: rows}, notes)
-    names = ", ".join([*files, *(f"{name}/" for name in folders)][:5])
+    names = ", ".join([*files, *(f"{name}/" for name in folders)][:5]) or "deeper than one folder"
     inputs = ", ".join(request.input_names)
     raise DataError(
-        f"its files ({names}, …) are in no form that is known for the inputs {inputs}",
+        f"its .npy files ({names}) are in no form that is known for the inputs {inputs}",
         where=str(folder),
         do=f"give {FORMS}",
     )
