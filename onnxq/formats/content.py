@@ -69,9 +69,11 @@ def parsed(kind: type[_Options], options: Mapping[str, object], where: str) -> _
 
 def _faults(fault: ValidationError, known: Iterable[str]) -> Iterable[str]:
     for error in fault.errors():
-        key = ".".join(map(str, error["loc"])) or "options"
+        key = ".".join(map(str, error["loc"]))
+        message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
             yield f"unknown option `{key}`; {nearest(key, known)}"
+        elif not key:  # options that do not go together
+            yield message
         else:
-            message = error["msg"].removeprefix("Value error, ")
             yield f"option `{key}`: {message} (found {error['input']!r:.60})"

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from annotated_types import Ge, Gt
+from annotated_types import Gt
 from jaxtyping import Float, Float32, UInt8
 from pydantic import BeforeValidator, model_validator
 
@@ -23,8 +23,6 @@ __all__ = ["SUFFIXES", "PictureOptions", "PictureRows", "read_pictures"]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 _DEEP = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow cuts these off at 255
-Pixels = Annotated[int, Ge(1)]
-Size = tuple[Pixels, Pixels]
 
 
 def _fraction(value: object) -> object:
@@ -37,6 +35,18 @@ def _fraction(value: object) -> object:
         raise ValueError("divides by zero") from None
 
 
+def _pixels(value: object) -> object:
+    """One side, or two of them as a list."""
+    sides = value if isinstance(value, list | tuple) else [value]
+    whole = all(isinstance(side, int) and side > 0 for side in sides)
+    if isinstance(value, bool) or not whole or (sides is value and len(sides) != 2):
+        raise ValueError("give a number of pixels, or [height, width]")
+    return value
+
+
+Size = Annotated[int | tuple[int, int], BeforeValidator(_pixels)]
+
+
 class PictureOptions(Options):
     """What is done to a picture, in this order; nothing that is not asked for but for ``scale``.
 
@@ -46,8 +56,8 @@ class PictureOptions(Options):
     in the order of their names; ``groups: folder`` makes them groups.
     """
 
-    size: Pixels | Size | None = None
-    crop: Pixels | Size | None = None
+    size: Size | None = None
+    crop: Size | None = None
     filter: Literal["bilinear", "bicubic", "nearest", "lanczos", "box"] = "bilinear"
     mode: Literal["RGB", "BGR", "grey"] = "RGB"
     scale: Annotated[float, Gt(0), BeforeValidator(_fraction)] = 1 / 255
@@ -90,7 +100,7 @@ class PictureOptions(Options):
         return "pictures: " + ", ".join(steps)
 
 
-def _by(size: int | Size, square: bool = False) -> str:
+def _by(size: int | tuple[int, int], square: bool = False) -> str:
     if isinstance(size, int):
         return f"{size}x{size}" if square else str(size)
     return f"{size[0]}x{size[1]}"

@@ -209,6 +209,32 @@ def test_compressed_arrays_are_unpacked_once_said_and_removed_when_done(tmp_path
     assert list(temporary.iterdir()) == []
 
 
+LIFE = """
+import gc, os, sys
+from onnxq.sources import open_source
+samples = open_source(sys.argv[1], {}, ("x",))
+child = os.fork()
+if child == 0:
+    del samples
+    gc.collect()
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print(samples.row(1)["x"][0, 0])
+raise RuntimeError("the run fails")
+"""
+
+
+def test_spooled_data_outlive_a_forked_worker_and_not_the_run(tmp_path, temporary):
+    np.savez_compressed(tmp_path / "a.npz", x=X)
+    done = subprocess.run(
+        [sys.executable, "-c", LIFE, str(tmp_path / "a.npz")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == f"{X[1, 0]}\n"
+    assert "the run fails" in done.stderr
+    assert list(temporary.iterdir()) == []
+
+
 def test_nothing_is_said_or_spooled_for_arrays_that_are_stored_as_they_are(tmp_path, temporary):
     np.savez(tmp_path / "a.npz", x=X)
     assert opened(tmp_path / "a.npz").notes == ()
