@@ -16,6 +16,7 @@ __all__ = [
     "Bundle",
     "CalibrationResult",
     "CheckpointFacts",
+    "Collection",
     "Comparison",
     "Coverage",
     "CoverageLine",
@@ -139,7 +140,13 @@ class ExportedModel(Record):
 
 
 class SampleChoice(Record):
-    """Which samples were taken from a source, and how."""
+    """Which samples were taken from a source, and how.
+
+    ``digests`` are the SHA-256 of each one's content. ``bins`` is how many were drawn from each
+    label bin or class, timestep and group that is known: the kind (``label``, ``timestep``,
+    ``group``), a space, and the cell's name. ``edges`` are those of the bins, by kind; a kind
+    without edges has a cell for every value.
+    """
 
     source: str
     plan: str
@@ -148,6 +155,8 @@ class SampleChoice(Record):
     indices: tuple[int, ...]
     digests: tuple[str, ...]
     groups: tuple[str, ...] = ()
+    bins: dict[str, int] = {}
+    edges: dict[str, tuple[float, ...]] = {}
     label_low: float | None = None
     label_high: float | None = None
     label_mean: float | None = None
@@ -157,15 +166,17 @@ class SampleChoice(Record):
 
 class TensorRange(Record):
     """The range of one tensor. ``low``/``high`` are what it is quantized over; ``observed_*`` the
-    exact extremes seen; ``pinned`` names the declaration that overrules observation."""
+    exact extremes seen; ``pinned`` names the declaration that overrules observation. ``values`` is
+    the number of elements, over all samples. ``zeros`` of them are zero and ``outside_fraction``
+    lies outside the range; both are None where extremes alone were collected."""
 
     low: float
     high: float
     observed_low: float
     observed_high: float
     values: int
-    zeros: int
-    outside_fraction: float = 0.0
+    zeros: int | None
+    outside_fraction: float | None = None
     pinned: str | None = None
 
     @property
@@ -174,12 +185,30 @@ class TensorRange(Record):
         return Range.including_zero(self.low, self.high)
 
 
+class Collection(Record):
+    """How statistics were collected.
+
+    ``detail`` says whether there are histograms or extremes alone; ``optimization`` under which
+    semantics of ONNX Runtime the graph ran, ``batch`` how many samples at a time. ``preprocessing``
+    is what was done to raw data. Statistics of two collections may be merged if all this, the model
+    and the tensors are the same.
+    """
+
+    detail: Literal["extremes", "histograms"]
+    optimization: Literal["none", "full"]
+    batch: int
+    preprocessing: str
+    file: FileFacts
+
+
 class CalibrationResult(Record):
-    """Ranges of every float tensor of a graph, on chosen samples."""
+    """Ranges of the tensors that will carry Q/DQ on ``target``, from chosen samples."""
 
     model_sha256: str
+    target: str
     method: str
     choice: SampleChoice
+    collection: Collection
     ranges: dict[str, TensorRange]
     findings: tuple[Finding, ...] = ()
     provenance: Provenance

@@ -18,6 +18,7 @@ __all__ = [
     "ExportSection",
     "Gate",
     "HandoffSection",
+    "Method",
     "QuantizeSection",
     "Recipe",
     "Stratify",
@@ -117,26 +118,85 @@ class DataSection(Section):
 
 
 class Stratify(Section):
-    """Draw evenly over bins of the label (``label_edges``), over groups, or over both."""
+    """Draw evenly over bins of the label (``label_edges``, rising numbers) or its classes
+    (``by_label``), over timesteps, over groups, or over several of these, each within the one
+    before. Of more than ``timestep_bins`` timesteps, as many bins of equal width are made."""
 
     label_edges: tuple[float, ...] = ()
+    by_label: bool = False
+    by_timestep: bool = False
+    timestep_bins: Annotated[int, Ge(2)] = 50
     by_group: bool = False
 
     @model_validator(mode="after")
     def _edges_rise(self) -> "Stratify":
         if any(low >= high for low, high in pairwise(self.label_edges)):
             raise ValueError(f"label_edges {list(self.label_edges)} must rise")
+        if self.label_edges and self.by_label:
+            raise ValueError("give either `label_edges` (of numbers) or `by_label` (of classes)")
         return self
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether anything is to be drawn evenly."""
+        return bool(self.label_edges or self.by_label or self.by_timestep or self.by_group)
+
+
+Method = Literal["minmax", "ema", "percentile", "mse", "entropy", "meanstd"]
+_READ_BY = {"coverage": "percentile", "momentum": "ema", "power": "mse", "sigmas": "meanstd"}
 
 
 class CalibrateSection(Section):
-    """How samples are chosen and how statistics become ranges."""
+    """How samples are chosen, what is collected, and how statistics become ranges.
 
-    method: Literal["minmax", "percentile", "mse"] = "minmax"
+    ``coverage`` is read by the method percentile, ``momentum`` by ema, ``power`` by mse, ``sigmas``
+    by meanstd. ``collect`` is what the method needs unless given: extremes alone for minmax and
+    ema, histograms for the others; with histograms the method may be changed later without running
+    the model again. ``optimization: none`` computes what the graph says, operator by operator, as
+    onnxruntime's own calibrators do; ``full`` is how ONNX Runtime executes it, and quicker.
+    ``plan: random`` draws samples, evenly over what ``stratify`` names; ``plan: first`` takes the
+    first as they lie, with a warning.
+    """
+
+    method: Method = "minmax"
     coverage: Annotated[float, Gt(0), Le(1)] = 0.9999
+    momentum: Annotated[float, Gt(0), Le(1)] = 0.05
+    power: Annotated[float, Gt(0)] = 2.0
+    sigmas: Annotated[float, Gt(0)] = 5.5
+    collect: Literal["extremes", "histograms"] | None = None
+    optimization: Literal["none", "full"] = "none"
     samples: Annotated[int, Ge(1)] = 200
     seed: int = 0
+    plan: Literal["random", "first"] = "random"
     stratify: Stratify = Stratify()
+
+    @model_validator(mode="after")
+    def _first_is_not_stratified(self) -> "CalibrateSection":
+        if self.plan == "first" and self.stratify.is_asked_for:
+            raise ValueError("`plan: first` takes samples as they lie: leave out `stratify`")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> "CalibrateSection":
+        for name, reader in _READ_BY.items():
+            is_set = getattr(self, name) != type(self).model_fields[name].default
+            if is_set and self.method != reader:
+                raise ValueError(
+                    f"`{name}` is read by {reader} only, and the method is {self.method}"
+                )
+        if self.collect == "extremes" and not self.extremes_suffice:
+            raise ValueError(f"{self.method} needs histograms: leave `collect` out")
+        return self
+
+    @property
+    def extremes_suffice(self) -> bool:
+        """Whether the method looks at nothing but the extremes of each run."""
+        return self.method in {"minmax", "ema"}
+
+    @property
+    def detail(self) -> Literal["extremes", "histograms"]:
+        """What is collected."""
+        return self.collect or ("extremes" if self.extremes_suffice else "histograms")
 
 
 class QuantizeSection(Section):

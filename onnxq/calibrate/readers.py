@@ -1,20 +1,16 @@
-"""Samples on their way into a graph: which are taken, and one at a time."""
-
-from collections.abc import Sequence
-from itertools import pairwise
+"""Samples on their way into a graph, one run at a time; and the record of which they are."""
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 from onnxruntime.quantization import CalibrationDataReader
 
 from onnxq.artifacts import SampleChoice
-from onnxq.errors import DataError, LeakageError
-from onnxq.recipe import Stratify
+from onnxq.calibrate.plans import Draw
+from onnxq.errors import LeakageError
 from onnxq.samples import Samples
 
 __all__ = [
     "SampleReader",
-    "choose",
     "describe",
     "refuse_overlap",
 ]
@@ -23,126 +19,61 @@ Array = Shaped[np.ndarray, "..."]
 
 
 class SampleReader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
-    """``onnxruntime.quantization``'s reader over samples: one sample a call, None at the end."""
+    """Samples as ``onnxruntime.quantization`` reads them, one run a call, None at the end; and as
+    ``Runs``, by number. ``batch`` samples make a run; those that fill no batch are left out."""
 
-    def __init__(self, samples: Samples) -> None:
-        self._samples = samples
+    def __init__(self, samples: Samples, batch: int = 1) -> None:
+        self._samples, self._batch = samples, batch
         self.rewind()
 
     def rewind(self) -> None:
         """Start over."""
-        self._rows = self._samples.rows()
+        self._rest = iter(range(len(self)))
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._samples) // self._batch
 
-    def number(self, index: int) -> int:
-        """The place of the sample in its source."""
-        return self._samples.number(index)
+    def run(self, index: int) -> dict[str, Array]:
+        """Inputs of run ``index``, with a batch axis in front."""
+        if self._batch == 1:
+            return self._samples.row(index)
+        return self._samples.batch(index * self._batch, self._batch)
+
+    def name(self, index: int) -> str:
+        """What a person calls run ``index``: the places of its samples in their source."""
+        first, last = index * self._batch, (index + 1) * self._batch - 1
+        if first == last:
+            return f"{self._samples.name}, sample {self._samples.number(first)}"
+        numbers = [str(self._samples.number(place)) for place in range(first, last + 1)]
+        return f"{self._samples.name}, one of samples {', '.join(numbers)}"
 
     def get_next(self) -> dict[str, Array] | None:
-        """Inputs of the next sample, with a batch axis of 1."""
-        return next(self._rows, None)
+        """Inputs of the next run."""
+        index = next(self._rest, None)
+        return None if index is None else self.run(index)
 
 
-def choose(
-    samples: Samples, count: int, seed: int, stratify: Stratify
-) -> tuple[Int[np.ndarray, " count"], str, tuple[str, ...]]:
-    """Draw ``count`` samples without repeating one: indices, the plan in words, and notes.
-
-    Cells are label bins, within them groups. The bins take turns, and within a bin its groups take
-    turns, until enough are drawn; what is drawn from a cell is random by ``seed``, and so is the
-    order of the result. Raises DataError if there are too few samples or what the plan needs is
-    not known of them.
-    """
-    if len(samples) == 0:
-        raise DataError("holds no sample", where=samples.name, do="give at least one")
-    if len(samples) < count:
-        raise DataError(
-            f"holds {len(samples)} samples, {count} were asked for",
-            where=samples.name,
-            do=f"give more data, or ask for {len(samples)} (`samples:` or --samples)",
-        )
-    random = np.random.default_rng(seed)
-    bins, bin_notes = _label_bins(samples, stratify.label_edges)
-    groups = _group_numbers(samples) if stratify.by_group else np.zeros(len(samples), np.int64)
-    taken = _round_robin(random.permutation(len(samples)), bins, groups)[:count]
-    words = [
-        word
-        for word, on in (("label bin", stratify.label_edges), ("group", stratify.by_group))
-        if on
-    ]
-    plan = f"stratified by {' and '.join(words)}, shuffled" if words else "random"
-    return random.permutation(taken), plan, bin_notes
-
-
-def _label_bins(
-    samples: Samples, edges: Sequence[float]
-) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
-    if not edges:
-        return np.zeros(len(samples), np.int64), ()
-    if samples.labels is None:
-        raise DataError(
-            "has no labels to stratify by",
-            where=samples.name,
-            do="put `labels` beside the inputs, or leave out `label_edges`",
-        )
-    bins = np.digitize(samples.labels, edges)
-    notes = tuple(
-        f"no calibration sample has a label in [{low:g}, {high:g})"
-        for number, (low, high) in enumerate(pairwise(edges), start=1)
-        if not np.any(bins == number)
-    )
-    return bins, notes
-
-
-def _group_numbers(samples: Samples) -> Int[np.ndarray, " n"]:
-    if samples.groups is None:
-        raise DataError(
-            "has no groups to stratify by",
-            where=samples.name,
-            do="put `groups` beside the inputs, or set `by_group: false`",
-        )
-    return np.unique(samples.groups, return_inverse=True)[1]
-
-
-def _round_robin(
-    order: Int[np.ndarray, " n"], bins: Int[np.ndarray, " n"], groups: Int[np.ndarray, " n"]
-) -> Int[np.ndarray, " n"]:
-    """``order`` rearranged so that bins, and groups within a bin, take turns."""
-    turn_in_cell = _running_number(list(zip(bins[order], groups[order], strict=True)))
-    by_cell = order[np.argsort(turn_in_cell, kind="stable")]
-    turn_in_bin = _running_number(list(bins[by_cell]))
-    return by_cell[np.argsort(turn_in_bin, kind="stable")]
-
-
-def _running_number(keys: Sequence[object]) -> Int[np.ndarray, " n"]:
-    """How many times each key has occurred before."""
-    seen: dict[object, int] = {}
-    numbers = []
-    for key in keys:
-        numbers.append(seen.get(key, 0))
-        seen[key] = numbers[-1] + 1
-    return np.array(numbers, np.int64)
-
-
-def describe(samples: Samples, chosen: Samples, plan: "tuple[str, int, Array]") -> SampleChoice:
-    """The record of a choice: ``plan`` is its words, its seed and the indices."""
-    words, seed, indices = plan
-    labels = None if chosen.labels is None else chosen.labels.astype(np.float64)
+def describe(samples: Samples, chosen: Samples, draw: Draw) -> SampleChoice:
+    """The record of a draw: ``chosen`` are the samples that it took of ``samples``."""
+    labels = chosen.labels
+    numbers = None
+    if labels is not None and np.issubdtype(labels.dtype, np.number):
+        numbers = labels.astype(np.float64)
     return SampleChoice(
         source=samples.name,
-        plan=words,
-        seed=seed,
-        asked=len(indices),
-        indices=tuple(int(index) for index in indices),
+        plan=draw.plan,
+        seed=draw.seed,
+        asked=len(draw.indices),
+        indices=tuple(int(index) for index in draw.indices),
         digests=chosen.row_digests,
         groups=() if chosen.groups is None else tuple(map(str, np.unique(chosen.groups))),
-        label_low=None if labels is None else float(labels.min()),
-        label_high=None if labels is None else float(labels.max()),
-        label_mean=None if labels is None else float(labels.mean()),
+        bins=draw.bins,
+        edges=draw.edges,
+        label_low=None if numbers is None else float(numbers.min()),
+        label_high=None if numbers is None else float(numbers.max()),
+        label_mean=None if numbers is None else float(numbers.mean()),
         made_up=samples.made_up,
-        notes=samples.notes,
+        notes=(*samples.notes, *draw.notes),
     )
 
 
