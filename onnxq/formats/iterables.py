@@ -45,10 +45,10 @@ def samples_from(found: object, request: Request, where: str) -> Samples:
     if isinstance(found, Samples):
         return found
     if isinstance(found, Mapping):
-        arrays = {str(name): _array(values) for name, values in found.items()}
+        arrays = {str(name): _array(values, f"{where}, `{name}`") for name, values in found.items()}
         return assigned(Content(arrays), ArrayOptions(), request, where)
     if _is_array(found):
-        return assigned(Content({ONLY: _array(found)}), ArrayOptions(), request, where)
+        return assigned(Content({ONLY: _array(found, where)}), ArrayOptions(), request, where)
     rows, batched, total = _opened(found, where)
     return _spooled(_named(rows, request, where), batched, total, request, where)
 
@@ -60,14 +60,13 @@ def _opened(found: object, where: str) -> tuple[Iterator[Any], bool | None, int]
         return _until_none(get_next), True, 0
     data: Any = sys.modules.get("torch.utils.data")
     if data is not None and isinstance(found, data.DataLoader):
-        return iter(found), found.batch_sampler is not None, _length(found)
+        return _items(found), found.batch_sampler is not None, _length(found)
     is_dataset = data is not None and isinstance(found, data.Dataset)
     by_index = is_dataset and not isinstance(found, data.IterableDataset)
     if by_index:
-        indexed: Any = found
-        return (indexed[i] for i in range(len(indexed))), False, len(indexed)
+        return _by_index(found), False, _length(found)
     if isinstance(found, Iterable) and not isinstance(found, str | bytes):
-        return iter(found), False if is_dataset else None, _length(found)
+        return _items(found), False if is_dataset else None, _length(found)
     raise PluginError(
         f"returned {type(found).__name__}",
         where=where,
@@ -81,10 +80,18 @@ def _until_none(get_next: Callable[[], object]) -> Iterator[object]:
         yield row
 
 
+def _items(found: Iterable[object]) -> Iterator[object]:
+    yield from found
+
+
+def _by_index(found: Any) -> Iterator[object]:
+    yield from (found[index] for index in range(len(found)))
+
+
 def _length(found: object) -> int:
     try:
         return len(found)  # type: ignore[arg-type]  # asked of whatever it is
-    except TypeError:  # a generator, an iterable data set
+    except (TypeError, NotImplementedError):  # a generator, an iterable data set
         return 0
 
 
@@ -112,17 +119,17 @@ def _by_name(row: Any, names: tuple[str, ...], where: str) -> Row:
                 what = f"`{name}` is no input of the model; {nearest(str(name), names)}"
                 do = f"yield exactly: {', '.join(names)}; `labels` and `groups` may be beside them"
                 raise DataError(what, where=where, do=do)
-        return {name: _array(values) for name, values in row.items()}
-    if isinstance(row, tuple | list) and not _is_numbers(row):
+        return {name: _array(values, f"{where}, `{name}`") for name, values in row.items()}
+    if isinstance(row, tuple | list) and not (len(names) == 1 and _is_numbers(row)):
         inner = row[0] if len(row) == 2 and isinstance(row[0], Mapping | tuple | list) else None
         if inner is not None and not _is_numbers(inner):
-            return {**_by_name(inner, names, where), LABELS: _label(row[1])}
+            return {**_by_name(inner, names, where), LABELS: _label(row[1], where)}
         if len(row) == len(names) + 1:
-            return {**_by_name(list(row[:-1]), names, where), LABELS: _label(row[-1])}
+            return {**_by_name(list(row[:-1]), names, where), LABELS: _label(row[-1], where)}
         if len(row) == len(names):
-            return dict(zip(names, map(_array, row), strict=True))
+            return {n: _array(values, where) for n, values in zip(names, row, strict=True)}
     elif len(names) == 1:
-        return {names[0]: _array(row)}
+        return {names[0]: _array(row, where)}
     count = len(row) if isinstance(row, Sequence) else 1
     raise DataError(
         f"{count} value(s) for the inputs {', '.join(names)}",
@@ -140,15 +147,19 @@ def _is_numbers(values: Any) -> bool:
     return bool(values) and all(isinstance(v, int | float) for v in values)
 
 
-def _array(values: Any) -> Array:
+def _array(values: Any, where: str) -> Array:
     """An array of NumPy's; a torch tensor is taken from its device and graph."""
     if callable(getattr(values, "detach", None)):
         values = values.detach().cpu()
-    return np.asarray(values)
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError) as fault:  # bfloat16, lists of different lengths
+        do = "give arrays of numbers of one shape, in a type that NumPy knows"
+        raise DataError(f"is no array: {fault}", where=where, do=do) from fault
 
 
-def _label(value: Any) -> Array:
-    return np.asarray(None) if isinstance(value, Mapping) else _array(value)
+def _label(value: Any, where: str) -> Array:
+    return np.asarray(None) if isinstance(value, Mapping) else _array(value, where)
 
 
 def _spooled(

@@ -68,6 +68,8 @@ def test_a_mapping_of_arrays_is_read_in_place(array, temporary):
     assert list(temporary.iterdir()) == []
     with pytest.raises(DataError, match="`y` is no input"):
         read({"x": X, "y": X})
+    with pytest.raises(DataError, match="`x`: is no array"):
+        read({"x": [X, X[:3]]})
 
 
 def test_a_calibration_data_reader_of_onnxruntime_gives_batches():
@@ -219,11 +221,34 @@ def test_progress_is_shown_with_what_is_known_of_the_total():
         ([np.array([None, 3])], r"`x` holds Python objects"),
         ([{"labels": 3}], r"a batch of"),
         ([{"x": None}], r"holds Python objects"),
+        ([{"x": [[1.0, 2.0], [3.0]]}], r"row 0, `x`: is no array: .*inhomogeneous"),
+        ([torch.zeros(4, dtype=torch.bfloat16)], r"row 0: is no array: .*BFloat16"),
     ],
 )
 def test_rows_that_are_no_samples_are_told(rows, says):
     with pytest.raises(DataError, match=says):
         read(iter(rows))
+
+
+def test_single_numbers_are_inputs_where_there_are_several():
+    found = read(iter([(0.5, 3), (1.5, 4)]), ("a", "b"))
+    assert (values(found, "a").tolist(), values(found, "b").tolist()) == ([0.5, 1.5], [3, 4])
+
+
+@pytest.mark.parametrize("base", [Dataset, IterableDataset, object])
+def test_what_fails_before_the_first_row_is_reported_too(base):
+    class Broken(base):
+        def __iter__(self):
+            raise OSError("no camera")
+
+        def __getitem__(self, index):
+            raise OSError("no camera")
+
+        def __len__(self) -> int:
+            return 3
+
+    with pytest.raises(PluginError, match="reading row 0 failed: OSError: no camera"):
+        read(Broken())
 
 
 def test_batches_whose_inputs_differ_in_length_are_told():
