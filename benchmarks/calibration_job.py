@@ -1,6 +1,6 @@
 """One measurement of ``benchmarks.calibration``, in a process of its own; the figures go to a file.
 
-    python -m benchmarks.calibration_job WHAT HOW MODEL.onnx SAMPLES.npz RESULT.json
+    python -m benchmarks.calibration_job WHAT METHOD OPTIMIZATION MODEL.onnx SAMPLES.npz RESULT.json
 
 Imports are done before the clock starts, and memory before the work is told apart from the peak.
 """
@@ -13,24 +13,37 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 
 from benchmarks.networks import INPUT, NETWORKS, write_samples
 
-__all__ = ["JOBS", "Rows"]
+__all__ = ["JOBS", "Rows", "Task"]
 
 Figures = dict[str, float]
-Work = Callable[[], object]
+TARGET = "ort-x86"
 _SECONDS_OF_FORWARD = 1.0
 _FEWEST_PASSES = 15
 _LEVELS = {
     "full": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a job works on; ``optimization`` is that of the graph it runs: none or full."""
+
+    method: str
+    optimization: str
+    model: Path
+    samples: Path
 
 
 class Rows:
@@ -70,7 +83,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def calibrated(work: Work) -> Figures:
+def calibrated(work: Callable[[], object]) -> Figures:
     """Seconds and memory of a calibration."""
     before, start = peak_mb(), time.perf_counter()
     work()
@@ -78,14 +91,16 @@ def calibrated(work: Work) -> Figures:
     return {"seconds": seconds, "peak_mb": peak_mb(), "grown_mb": peak_mb() - before}
 
 
-def prepare(network: str, model: Path, samples: Path) -> Figures:
-    """Write the model unless it is there, and the samples, whose number is in the file's name."""
-    if not model.exists():
-        NETWORKS[network].write(model)
-    write_samples(samples, NETWORKS[network], int(samples.stem))
-    sizes = [
-        value.nbytes for value in fetching(model, every_tensor(model))(next(iter(Rows(samples))))
-    ]
+def prepare(task: Task) -> Figures:
+    """Write the model unless it is there, and the samples, whose number is in the file's name; the
+    method is the network. Tells MB of activations that onnxruntime fetches of a sample.
+    """
+    network = NETWORKS[task.method]
+    if not task.model.exists():
+        network.write(task.model)
+    write_samples(task.samples, network, int(task.samples.stem))
+    outputs = fetching(task.model, every_tensor(task.model))(next(iter(Rows(task.samples))))
+    sizes = [value.nbytes for value in outputs]
     return {"fetched_mb": sum(sizes) / 1e6, "largest_mb": max(sizes) / 1e6}
 
 
@@ -97,13 +112,13 @@ def every_tensor(model: Path) -> list[str]:
     return [name for name in computed if kinds.get(name, 1) == onnx.TensorProto.FLOAT]
 
 
-def wanted_tensors(model: Path) -> list[str]:
-    """What will carry Q/DQ: all float tensors but those that only a Clip reads."""
-    readers: dict[str, set[str]] = {}
-    for node in onnx.load(model).graph.node:
-        for name in node.input:
-            readers.setdefault(name, set()).add(node.op_type)
-    return [name for name in every_tensor(model) if readers.get(name) != {"Clip"}]
+def observed(model: Path) -> list[str]:
+    """What onnxq looks at: the tensors that will carry Q/DQ, each once; but for the input."""
+    from onnxq.placement import observed_tensors
+    from onnxq.target import load_target
+
+    graph = ir.from_proto(onnx.load(model)).graph
+    return [name for name in observed_tensors(graph, load_target(TARGET), {}) if name != INPUT]
 
 
 def fetching(
@@ -125,14 +140,16 @@ def session_of(model: bytes | str, optimization: str) -> ort.InferenceSession:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def forward(how: str, model: Path, samples: Path) -> Figures:
-    """Median milliseconds of a pass of one sample: ``full``, ``none``, or ``fetch`` at none."""
-    if how == "fetch":
-        run = fetching(model, wanted_tensors(model))
+def forward(task: Task) -> Figures:
+    """Median milliseconds of a pass of one sample; the method ``fetch`` also takes out what onnxq
+    looks at.
+    """
+    if task.method == "fetch":
+        run = fetching(task.model, observed(task.model))
     else:
-        session = session_of(str(model), how)
+        session = session_of(str(task.model), task.optimization)
         run = lambda row: session.run(None, row)  # noqa: E731 - beside the other way to make one
-    rows = list(Rows(samples))[:8]
+    rows = list(islice(Rows(task.samples), 8))
     for row in rows:
         run(row)
     passes: list[float] = []
@@ -144,51 +161,89 @@ def forward(how: str, model: Path, samples: Path) -> Figures:
     return {"pass_ms": statistics.median(passes) * 1e3, "peak_mb": peak_mb()}
 
 
-def by_onnxruntime(how: str, model: Path, samples: Path) -> Figures:
-    """``create_calibrator`` as its documentation calls it; ``how`` is its method."""
+def by_onnxruntime(task: Task) -> Figures:
+    """``create_calibrator`` as its documentation calls it."""
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder:
             calibrator = create_calibrator(
-                model,
+                task.model,
                 augmented_model_path=str(Path(folder) / "augmented.onnx"),
-                calibrate_method=CalibrationMethod[how],
+                calibrate_method=CalibrationMethod[task.method],
             )
-            calibrator.collect_data(Rows(samples))
+            calibrator.collect_data(Rows(task.samples))
             calibrator.compute_data()
 
     return calibrated(work)
 
 
-def by_onnxq(how: str, model: Path, samples: Path) -> Figures:
+def by_onnxq(task: Task) -> Figures:
     """The whole calibrate stage: reading, hashing and checking samples included."""
-    from onnxq.calibrate.stage import calibrate
+    from onnxq.calibrate.stage import Subject, calibrate
     from onnxq.graph import load_model, values_of
     from onnxq.recipe import CalibrateSection
     from onnxq.sources import open_source
+    from onnxq.target import load_target
 
     def work() -> None:
-        section = CalibrateSection.model_validate({"method": how, "samples": int(samples.stem)})
-        opened = open_source(str(samples), {}, (INPUT,))
+        subject = Subject(task.model, *values_of(load_model(task.model)), load_target(TARGET))
+        opened = open_source(str(task.samples), {}, (INPUT,))
+        section = CalibrateSection.model_validate(
+            {"method": task.method, "optimization": task.optimization, "samples": len(opened)}
+        )
         with tempfile.TemporaryDirectory() as folder:
-            calibrate(model, values_of(load_model(model)), opened, section, Path(folder))
+            calibrate(subject, opened, section, Path(folder))
 
     return calibrated(work)
 
 
-JOBS: dict[str, Callable[[str, Path, Path], Figures]] = {
+def counting(task: Task) -> Figures:
+    """Nanoseconds a value, on one core: medians over the activations of a sample, each counted as
+    often as makes 50 million values.
+    """
+    from onnxq.calibrate.counting import Accumulator
+
+    arrays = fetching(task.model, observed(task.model))(next(iter(Rows(task.samples))))
+    accumulators = [Accumulator() for _ in arrays]
+
+    def onnxq() -> None:
+        for accumulator, array in zip(accumulators, arrays, strict=True):
+            accumulator.add(array)
+
+    ways: dict[str, Callable[[], object]] = {
+        "numpy.histogram, 128 bins (onnxruntime)": lambda: [
+            np.histogram(array, 128) for array in arrays
+        ],
+        "numpy.bincount of the leading 16 bits": lambda: [
+            np.bincount(array.reshape(-1).view(np.uint16)[1::2], minlength=1 << 16)
+            for array in arrays
+        ],
+        "onnxq, with sums, extremes and zeros": onnxq,
+    }
+    values = sum(array.size for array in arrays)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(-(-50_000_000 // values)):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(some) / values * 1e9 for name, some in times.items()}
+
+
+JOBS: dict[str, Callable[[Task], Figures]] = {
     "prepare": prepare,
     "forward": forward,
     "onnxruntime": by_onnxruntime,
     "onnxq": by_onnxq,
+    "counting": counting,
 }
 
 
 def main() -> None:
     """Do one job and write its figures."""
-    what, how, model, samples, result = sys.argv[1:]
-    figures = JOBS[what](how, Path(model), Path(samples))
+    what, method, optimization, model, samples, result = sys.argv[1:]
+    figures = JOBS[what](Task(method, optimization, Path(model), Path(samples)))
     Path(result).write_text(json.dumps(figures), encoding="utf-8")
 
 
