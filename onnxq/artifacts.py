@@ -15,6 +15,8 @@ __all__ = [
     "AuditRow",
     "Bundle",
     "CalibrationResult",
+    "CellCount",
+    "CellCoverage",
     "CheckpointFacts",
     "Collection",
     "Comparison",
@@ -26,15 +28,20 @@ __all__ = [
     "FloatNode",
     "FusionLine",
     "GateResult",
+    "InputRow",
     "Interval",
     "LayerDistance",
     "MetricRow",
+    "OutsideRow",
     "ParityCheck",
+    "Passport",
     "Provenance",
     "QuantizedModel",
     "RuleResult",
     "SampleChoice",
     "SizeLine",
+    "StabilityRow",
+    "Sufficiency",
     "TensorParameters",
     "TensorRange",
     "ValueFacts",
@@ -199,6 +206,131 @@ class Collection(Record):
     batch: int
     preprocessing: str
     file: FileFacts
+
+
+class OutsideRow(Record):
+    """Evaluation's values outside the range that calibration gave a tensor.
+
+    ``share`` counts whole buckets of the histogram beyond the range: what lies less than one bucket
+    (2**-7 of its value) beyond is not in it. ``excess`` is the exact largest distance beyond the
+    range in the tensor's own unit, ``steps`` the same in steps of the grid.
+    ``calibration_share`` is what the method left out of calibration's own values on purpose.
+    """
+
+    tensor: str
+    is_output: bool
+    share: float
+    calibration_share: float | None
+    excess: float
+    steps: float
+
+
+class CellCount(Record):
+    """Samples in one label bin or class, timestep or group."""
+
+    cell: str
+    calibration: int
+    evaluation: int | None
+
+
+class CellCoverage(Record):
+    """All cells of one kind; ``word`` is what a person calls one of them.
+
+    ``missing`` are those that occur in evaluation and not in calibration; groups are among them
+    only if some group is in both, as a split by groups is meant to keep all of them apart.
+    ``beyond`` evaluation samples have a label below the lowest or above the highest of calibration.
+    """
+
+    kind: Literal["label", "timestep", "group"]
+    word: str
+    cells: tuple[CellCount, ...]
+    missing: tuple[str, ...] = ()
+    beyond: int = 0
+
+
+class StabilityRow(Record):
+    """How far a tensor's range depends on which samples were drawn.
+
+    ``spread`` is half of a 95 % interval of its width, over the width. ``quarter`` and ``half`` are
+    its mean width from a quarter and from half of the samples, over the width from all of them;
+    None where there are too few to divide.
+    """
+
+    tensor: str
+    spread: float
+    quarter: float | None
+    half: float | None
+
+
+class Sufficiency(Record):
+    """How many samples suffice, by the worst tensors: the 95th percentile over ``tensors``.
+
+    ``change`` is that of the widths when the samples were last doubled, ``change_before`` the one
+    before. ``enough`` is the number, extrapolated at that rate, from which on doubling changes them
+    by less than ``tolerance``: an estimate, and None where it cannot be said.
+    """
+
+    samples: int
+    tensors: int
+    spread: float
+    spread_allowed: float
+    tolerance: float
+    change: float | None
+    change_before: float | None
+    enough: int | None
+
+
+class InputRow(Record):
+    """Mean and standard deviation of a graph input on both sides.
+
+    ``shift`` is the difference of the means over the pooled standard deviation, ``ratio`` the
+    evaluation's standard deviation over calibration's. ``differs`` where either is too large for
+    two samples of the same data.
+    """
+
+    input: str
+    calibration_mean: float
+    calibration_std: float
+    evaluation_mean: float
+    evaluation_std: float
+    shift: float
+    ratio: float
+    differs: bool
+
+
+class Passport(Record):
+    """What calibration is worth: measured on evaluation samples that it has not seen.
+
+    ``evaluated`` is the number of evaluation samples that were run, 0 where there were none; the
+    cells of ``coverage`` are counted over all. ``overlap_checked`` is by what it was made sure that
+    no evaluation sample is among those of calibration.
+    """
+
+    evaluated: int
+    overlap_checked: tuple[Literal["content", "group"], ...] = ()
+    outside: tuple[OutsideRow, ...] = ()
+    coverage: tuple[CellCoverage, ...] = ()
+    stability: tuple[StabilityRow, ...] = ()
+    sufficiency: Sufficiency | None = None
+    inputs: tuple[InputRow, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def is_stable(self) -> bool | None:
+        """Whether other samples would give much the same ranges; None if it cannot be said."""
+        seen = self.sufficiency
+        return None if seen is None else seen.spread <= seen.spread_allowed
+
+    @property
+    def is_covered(self) -> bool | None:
+        """Whether calibration has every bin, class and timestep of evaluation; None if unknown."""
+        compared = [c for c in self.coverage if any(cell.evaluation for cell in c.cells)]
+        return not any(c.missing for c in compared) if compared else None
+
+    @property
+    def same_preprocessing(self) -> bool | None:
+        """Whether inputs look alike on both sides; None if there is no evaluation."""
+        return not any(row.differs for row in self.inputs) if self.inputs else None
 
 
 class CalibrationResult(Record):
@@ -434,6 +566,7 @@ class VerificationReport(Record):
     macs: int = 0
     fused_against_unfused_sqnr_db: float | None = None
     calibration: SampleChoice | None = None
+    passport: Passport | None = None
     parity: tuple[ParityCheck, ...] = ()
     findings: tuple[Finding, ...] = ()
     waived: tuple[str, ...] = ()

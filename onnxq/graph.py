@@ -17,15 +17,18 @@ __all__ = [
     "MADE_UP_STAMP",
     "WEIGHTED",
     "constant_of",
+    "cut_to",
     "is_quantized_form",
     "load_graph",
     "load_model",
     "macs_of",
     "output_channel_axis",
     "parameter_count",
+    "refuse_inner_graphs",
     "refuse_quantized",
     "refuse_uncanonical",
     "save_model",
+    "shapes_of",
     "values_of",
     "with_batch_of_one",
 ]
@@ -98,6 +101,37 @@ def with_batch_of_one(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(copy, data_prop=True)
 
 
+def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors whose every dimension is known, a free first dimension taken as 1."""
+    graph = with_batch_of_one(model).graph
+    found = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
+            found[value.name] = tuple(dim.dim_value for dim in dims)
+    return found
+
+
+def cut_to(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Take out, in place, every node and initializer that the graph's outputs do not need."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    needed = {value.name for value in model.graph.output}
+    waiting = list(needed)
+    while waiting:
+        node = producers.get(waiting.pop())
+        fresh = set(node.input) - needed if node is not None else set()
+        needed |= fresh
+        waiting += fresh
+    kept = [node for node in model.graph.node if needed & set(node.output)]
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    for field, values in ((model.graph.node, kept), (model.graph.initializer, constants)):
+        if len(values) < len(field):
+            copies = [type(value).FromString(value.SerializeToString()) for value in values]
+            del field[:]
+            field.extend(copies)
+    return model
+
+
 def save_model(model: onnx.ModelProto, path: Path) -> None:
     """Write atomically; weights go to an external file beside it past 1.5 GB."""
     with atomic_file(path) as temporary:
@@ -150,6 +184,15 @@ def refuse_quantized(model: onnx.ModelProto, where: str) -> None:
         )
 
 
+def refuse_inner_graphs(model: onnx.ModelProto, where: str) -> None:
+    """Raise ModelError if a node (If, Loop, Scan) holds a graph of its own."""
+    for node in model.graph.node:
+        if any(attribute.type in _INNER_GRAPHS for attribute in node.attribute):
+            what = f"the node `{node.name}` ({node.op_type}) holds a graph inside it"
+            do = "export what lies inside the loop or branch as a model of its own"
+            raise ModelError(what, where=where, do=do)
+
+
 def refuse_uncanonical(model: onnx.ModelProto, where: str) -> None:
     """Raise ModelError unless the graph has the form that ``export`` gives it.
 
@@ -161,12 +204,9 @@ def refuse_uncanonical(model: onnx.ModelProto, where: str) -> None:
         if entry.domain in ("", "ai.onnx") and entry.version < OLDEST_OPSET:
             what = f"has opset {entry.version}, weights per channel need {OLDEST_OPSET}"
             raise ModelError(what, where=where, do=do)
+    refuse_inner_graphs(model, where)
     names: set[str] = set()
     for node in model.graph.node:
-        if any(attribute.type in _INNER_GRAPHS for attribute in node.attribute):
-            what = f"the node `{node.name}` ({node.op_type}) holds a graph inside it"
-            do = "export what lies inside the loop or branch as a model of its own"
-            raise ModelError(what, where=where, do=do)
         if not node.name or node.name in names:
             what = f"two nodes are called `{node.name}`" if node.name else "a node has no name"
             raise ModelError(f"{what} (one is {node.op_type})", where=where, do=do)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
@@ -17,6 +17,7 @@ from onnxq.artifacts import (
     QuantizedModel,
     VerificationReport,
 )
+from onnxq.calibrate.resources import Resources, forget_pieces
 from onnxq.errors import PluginError
 from onnxq.progress import Progress, silent
 from onnxq.provenance import cpu_flags, versions
@@ -81,6 +82,7 @@ class _Work:
     build: Build
     observer: Observer
     progress: Progress
+    resources: Resources
 
     @property
     def search(self) -> Path:
@@ -130,13 +132,14 @@ def _drop(_: object) -> None:
     """Ignore what a stage returns: it is read back from its record."""
 
 
-def run(
+def run(  # noqa: PLR0913 - one parameter for each thing that a person may ask for
     recipe: Recipe,
     folder: Path,
     observer: Observer,
     *,
     last: Stage = "handoff",
     again_from: Stage | None = None,
+    resources: Resources | None = None,
     progress: Progress = silent,
 ) -> Outcome:
     """Run a recipe's stages up to ``last``, each only if what it is made from has changed.
@@ -153,7 +156,8 @@ def run(
         "handoff": _hand_off,
     }
     with Build(folder) as build:
-        work = _Work(recipe, target, build, observer, progress)
+        given = replace(resources or Resources(), resume=None)
+        work = _Work(recipe, target, build, observer, progress, given)
         if again_from is not None:
             for stage in STAGES[STAGES.index(again_from) :]:
                 build.forget(stage)
@@ -200,24 +204,33 @@ def _calibrate(work: _Work, outcome: Outcome) -> Outcome:
         "section": section.model_dump(mode="json"),
         "model": exported.model.sha256,
         "domains": [v.model_dump(mode="json") for v in (*exported.inputs, *exported.outputs)],
+        "exclude": [waiver.name for waiver in work.recipe.quantize.exclude],
         "calibration": work.calibration_samples.digest,
         "evaluation": work.evaluation_samples.digest,
     }
 
     def write(folder: Path) -> object:
-        from onnxq.calibrate.stage import calibrate
+        from onnxq.calibrate.stage import Subject, calibrate
 
         return calibrate(
-            work.path("export", FP32),
-            (exported.inputs, exported.outputs),
+            Subject(
+                model=work.path("export", FP32),
+                inputs=exported.inputs,
+                outputs=exported.outputs,
+                target=work.target,
+                exclude={waiver.name: waiver.reason for waiver in work.recipe.quantize.exclude},
+            ),
             work.calibration_samples,
             section,
             folder,
             evaluation=work.evaluation_samples,
+            resources=work.resources,
+            kept=work.build.stage("calibrate"),
             progress=work.progress,
         )
 
     work.run_stage("calibrate", facts, write)
+    forget_pieces(work.build.stage("calibrate"))
     calibration = load_record(CalibrationResult, work.record("calibrate"))
     return _updated(outcome, calibration=calibration)
 

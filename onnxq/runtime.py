@@ -80,23 +80,49 @@ class Session:
             raise RuntimeFailureError(_first_line(fault), where=self._label) from fault
         return dict(zip(self.output_names, values, strict=True))
 
+    def bound(
+        self, shapes: Mapping[str, tuple[int, ...]]
+    ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        """Like ``run``, but float32 outputs land in arrays of ``shapes`` that are used every time.
+
+        What is returned is overwritten by the next call; nothing is allocated or copied. One thread
+        may call it at a time. Raises RuntimeFailureError, also if an output has another shape.
+        """
+        binding = self._session.io_binding()
+        arrays = {name: np.empty(shapes[name], np.float32) for name in self.output_names}
+        for name, array in arrays.items():
+            binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            try:
+                for name, array in inputs.items():
+                    binding.bind_cpu_input(name, np.ascontiguousarray(array))
+                self._session.run_with_iobinding(binding)
+            except Exception as fault:  # see above
+                raise RuntimeFailureError(_first_line(fault), where=self._label) from fault
+            return arrays
+
+        return run
+
     def run_each(self, rows: Iterator[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
         """All outputs for every row, one at a time."""
         return (self.run(row) for row in rows)
 
 
-def in_parallel(function: Callable[[int], T], count: int) -> Iterator[T]:
-    """``function(0)``, ``function(1)``, … in order, computed by as many threads as there are cores.
+def in_parallel(
+    function: Callable[[int], T], count: int, threads: int | None = None
+) -> Iterator[T]:
+    """``function(0)``, ``function(1)``, … in order, by as many threads as there are cores.
 
-    At most two results a core are waiting, so memory does not depend on ``count``.
+    At most two results a thread are waiting, so memory does not depend on ``count``.
     """
-    cores = os.cpu_count() or 1
+    threads = threads or os.cpu_count() or 1
     waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         try:
             for index in range(count):
                 waiting.append(pool.submit(function, index))
-                if len(waiting) >= 2 * cores:
+                if len(waiting) >= 2 * threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

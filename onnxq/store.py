@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from onnxq.artifacts import FileFacts
 from onnxq.errors import BuildLockedError, StaleRecordError, StoreError
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "digest_of",
+    "facts_of_file",
     "load_record",
     "save_record",
     "sha256_of_file",
@@ -45,6 +47,13 @@ def sha256_of_file(path: Path) -> str:
     """SHA-256 of a file's bytes, read in pieces."""
     with _storing(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def facts_of_file(path: Path) -> FileFacts:
+    """Name, content and size of a file. Raises StoreError."""
+    with _storing(path):
+        size = path.stat().st_size
+    return FileFacts(name=path.name, sha256=sha256_of_file(path), size_bytes=size)
 
 
 def sha256_of_source(*paths: Path) -> str:

@@ -87,7 +87,7 @@ def test_a_file_has_no_paths_among_its_options(read):
         ("  samples: 20", "  sample: 20", "`sample` in calibrate; did you mean `samples`"),
         ("max_increase: 0.1", "max_increse: 0.1", "in verify.gate.0; did you mean `max_increase`"),
         ("domain: [0, 1]", "domian: [0, 1]", "in export.inputs.0; did you mean `domain`"),
-        ("  samples: 20", "  wieghts: int8", "`wieghts` in calibrate; known: `coverage`"),
+        ("  samples: 20", "  wieghts: int8", "`wieghts` in calibrate; known: `collect`"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_is_named_with_its_line_and_the_nearest(read, old, new, says):
@@ -105,7 +105,11 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest(read, old, new, s
         ("samples: 20", "samples: many", "`calibrate.samples`"),
         ("samples: 20", "samples: 0", "greater than or equal to 1"),
         ("- name: x\n      domain: [0, 1]", "- name: x\n      domain: [1, 0]", "is no interval"),
-        ("samples: 20", "method: entropy", "'minmax', 'percentile' or 'mse'"),
+        (
+            "samples: 20",
+            "method: nonsense",
+            "'minmax', 'ema', 'percentile', 'mse', 'entropy' or 'meanstd'",
+        ),
         ("samples: 20", "coverage: 1.5", "less than or equal to 1"),
         ("samples: 20", "stratify: {label_edges: [90, 60]}", "must rise"),
         ("model: tiny.onnx", "opset: 12\n  model: tiny.onnx", "greater than or equal to 13"),

@@ -1,68 +1,189 @@
-"""Samples stream through a graph; every float tensor gets a summary."""
+"""Samples stream through an instrumented graph; what is seen of the tensors is counted."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import onnx
+from jaxtyping import Float32, Shaped
 
-from onnxq.artifacts import ValueFacts
-from onnxq.calibrate.readers import SampleReader
-from onnxq.calibrate.statistics import Summary
+from onnxq.calibrate.counting import Accumulator
+from onnxq.calibrate.instrument import (
+    REDUCTIONS,
+    Instrumented,
+    float_tensors,
+    values_graphs,
+    with_reductions,
+)
+from onnxq.calibrate.statistics import Statistics
 from onnxq.errors import DataError
-from onnxq.progress import Progress, silent
-from onnxq.runtime import Session, with_outputs
+from onnxq.graph import shapes_of
+from onnxq.runtime import Optimization, Session, in_parallel, with_outputs
 
-__all__ = ["collect", "float_tensors"]
+__all__ = ["Collector", "Detail", "Job", "Runs"]
 
-
-def float_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of all float32 tensors that are computed at run time, graph inputs first."""
-    types = {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
-    }
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value.name for value in model.graph.input if value.name not in constants]
-    computed = [
-        name for node in model.graph.node if node.op_type != "Constant" for name in node.output
-    ]
-    return tuple(n for n in (*inputs, *computed) if types.get(n) == onnx.TensorProto.FLOAT)
+Detail = Literal["extremes", "histograms"]
+Array = Shaped[np.ndarray, "..."]
 
 
-def collect(
-    model: onnx.ModelProto,
-    reader: SampleReader,
-    inputs: Sequence[ValueFacts],
-    progress: Progress = silent,
-) -> dict[str, Summary]:
-    """One summary for every float tensor, over all samples of ``reader``; memory does not grow.
+@dataclass(frozen=True)
+class Job:
+    """What is run and what is looked at; it can be sent to another process or machine.
 
-    Raises DataError that names tensor, producing node and sample if an activation is not finite.
+    ``model`` is an FP32 graph, serialized; ``tensors`` are names of float32 tensors in it.
+    ``output_bytes`` bounds what one run gives out at once; ``threads`` samples run side by side.
     """
-    input_names = {value.name for value in inputs}
-    tensors = float_tensors(model)
-    computed = [name for name in tensors if name not in input_names]
-    session = Session(with_outputs(model, computed).SerializeToString(), optimization="none")
-    producers = {output: node for node in model.graph.node for output in node.output}
-    summaries = {name: Summary.empty() for name in tensors}
-    steps = progress(range(len(reader)), "calibrating", len(reader))
-    for index in steps:
-        row = reader.get_next()
-        if row is None:
-            break
-        for name, values in (row | session.run(row)).items():
-            if name not in summaries:
-                continue
-            if not np.isfinite(values).all():
-                node = producers[name]
+
+    model: bytes
+    tensors: tuple[str, ...]
+    detail: Detail
+    optimization: Optimization = "none"
+    threads: int = 1
+    output_bytes: int = 256_000_000
+
+
+@runtime_checkable
+class Runs(Protocol):
+    """Inputs of successive runs of a model: of one sample each, or of one batch of fixed size."""
+
+    def __len__(self) -> int: ...
+
+    def run(self, index: int, /) -> Mapping[str, Array]:
+        """Inputs of run ``index``, with batch axis."""
+        ...
+
+    def name(self, index: int, /) -> str:
+        """What a person calls it: ``sample 17``."""
+        ...
+
+
+class Collector:
+    """A job's sessions, ready to run. Raises RuntimeFailureError if the graph cannot be loaded."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        model = onnx.ModelProto.FromString(job.model)
+        self._producers = {name: node for node in model.graph.node for name in node.output}
+        self._inputs = {value.name for value in model.graph.input}
+        self._column = {name: column for column, name in enumerate(job.tensors)}
+        self._shapes = shapes_of(model)
+        graphs: Sequence[Instrumented]
+        if job.detail == "extremes":
+            graphs = [with_reductions(model, job.tensors)]
+        else:
+            sizes = {name: 4 * (_elements(self._shapes.get(name)) or 0) for name in job.tensors}
+            graphs = values_graphs(model, job.tensors, sizes, job.output_bytes)
+        del model
+        self._sessions = [(graph, self._session(graph.model)) for graph in graphs]
+        self._accumulators = (
+            [Accumulator() for _ in job.tensors] if job.detail == "histograms" else []
+        )
+        self._locks = [threading.Lock() for _ in job.tensors]
+        self._own = threading.local()
+
+    @property
+    def groups(self) -> int:
+        """How many sessions share the outputs between them; each runs every sample."""
+        return len(self._sessions)
+
+    def collect(self, runs: Runs, start: int, stop: int) -> Iterator[Statistics | None]:
+        """None after each of the runs from ``start`` to ``stop``, and at last their statistics.
+
+        Raises DataError that names tensor, producing node and sample if a value is NaN, or if one
+        that is looked at is infinite.
+        """
+        shape = (stop - start, len(self._job.tensors))
+        lows, highs = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
+        values = np.zeros(shape, np.int64)
+
+        def one(place: int) -> None:
+            inputs = runs.run(start + place)
+            if self._run(inputs, lows[place], highs[place], values[place]):
+                self._refuse_not_finite(inputs, runs.name(start + place))
+
+        for accumulator in self._accumulators:
+            accumulator.drain()  # what a collection that was broken off has left
+        yield from in_parallel(one, len(lows), self._job.threads)
+        summaries = tuple(accumulator.drain() for accumulator in self._accumulators)
+        yield Statistics(
+            tensors=self._job.tensors,
+            lows=lows,
+            highs=highs,
+            values=values.sum(axis=0),
+            blocks=((0, len(lows)),),
+            summaries=(summaries,) if summaries else (),
+        )
+
+    def _session(self, model: onnx.ModelProto) -> Session:
+        return Session(model.SerializeToString(), optimization=self._job.optimization)
+
+    def _run(
+        self,
+        inputs: Mapping[str, Array],
+        lows: Float32[np.ndarray, " t"],
+        highs: Float32[np.ndarray, " t"],
+        values: Shaped[np.ndarray, " t"],
+    ) -> bool:
+        """One run, counted; true if something may not be finite."""
+        suspect = False
+        for number, (graph, session) in enumerate(self._sessions):
+            outputs = self._runner(number, session)(inputs)
+            suspect |= any(np.isnan(outputs[f"{guard}/sum"]) for guard in graph.guards)
+            for tensor in graph.reduced:
+                low, high, total, size = (outputs[f"{tensor}/{kind}"] for kind in REDUCTIONS)
+                place = self._column[tensor]
+                values[place] = size
+                if size:
+                    lows[place], highs[place] = low, high
+                    suspect |= not np.isfinite([low, high, total]).all()
+            for tensor in graph.values:
+                suspect |= self._count(tensor, outputs[tensor], (lows, highs, values))
+        if self._accumulators:
+            for tensor in self._inputs & self._column.keys():
+                suspect |= self._count(tensor, inputs[tensor], (lows, highs, values))
+        return suspect
+
+    def _count(self, tensor: str, array: Array, rows: tuple[Array, Array, Array]) -> bool:
+        place = self._column[tensor]
+        with self._locks[place]:
+            rows[0][place], rows[1][place], bad = self._accumulators[place].add(array)
+        rows[2][place] = array.size
+        return bad > 0
+
+    def _runner(
+        self, number: int, session: Session
+    ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        """How this thread runs a session: into arrays of its own where all shapes are known."""
+        graph = self._sessions[number][0]
+        shapes = {name: self._shapes.get(name) for name in graph.values}
+        if not shapes or any(shape is None or 0 in shape for shape in shapes.values()):
+            return session.run
+        runners = vars(self._own).setdefault("runners", {})
+        if number not in runners:
+            known = {name: shape for name, shape in shapes.items() if shape is not None}
+            runners[number] = session.bound(known | {f"{g}/sum": () for g in graph.guards})
+        return runners[number]  # type: ignore[no-any-return]  # thread locals are untyped
+
+    def _refuse_not_finite(self, inputs: Mapping[str, Array], sample: str) -> None:
+        """Find the first tensor that is wrong, in order of the graph, and say so.
+
+        Infinities where nothing is quantized are let be: attention masks are full of them.
+        """
+        model = onnx.ModelProto.FromString(self._job.model)
+        tensors = [name for name in float_tensors(model) if name not in self._inputs]
+        outputs = self._session(with_outputs(model, tensors)).run(inputs)
+        for name in tensors:
+            bad = ~np.isfinite(outputs[name])
+            if np.isnan(outputs[name]).any() or (bad.any() and name in self._column):
+                node = self._producers[name]
                 raise DataError(
-                    f"{node.op_type} `{node.name}` computes {_first_bad(values)} in float",
-                    where=f"sample {reader.number(index)}, tensor `{name}`",
+                    f"{node.op_type} `{node.name}` computes {outputs[name][bad][0]} in float",
+                    where=f"{sample}, tensor `{name}`",
                     do="look at that sample; the FP32 model itself overflows on it",
                 )
-            summaries[name].add(values)
-    return summaries
 
 
-def _first_bad(values: np.ndarray) -> float:
-    return float(values[~np.isfinite(values)][0])
+def _elements(shape: tuple[int, ...] | None) -> int | None:
+    return None if shape is None else int(np.prod(shape, dtype=np.int64))

@@ -1,143 +1,223 @@
 """The calibrate stage: chosen samples become ranges. The only file here that touches disk."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 
-from onnxq.artifacts import CalibrationResult, Finding, TensorRange, ValueFacts
-from onnxq.calibrate.collect import collect
-from onnxq.calibrate.estimators import EstimatorOptions, estimate
-from onnxq.calibrate.readers import (
-    SampleReader,
-    choose,
-    describe,
-    refuse_overlap,
-)
-from onnxq.calibrate.statistics import Summary
-from onnxq.graph import load_model, refuse_quantized
+from onnxq.artifacts import CalibrationResult, Collection, SampleChoice, ValueFacts
+from onnxq.calibrate.archive import decode, encode
+from onnxq.calibrate.checkpoint import Checkpoint
+from onnxq.calibrate.collect import Job
+from onnxq.calibrate.gather import gather
+from onnxq.calibrate.plans import choose
+from onnxq.calibrate.ranges import findings, ranges_of
+from onnxq.calibrate.readers import SampleReader, describe, refuse_overlap
+from onnxq.calibrate.resources import Resources, pieces_of
+from onnxq.calibrate.statistics import Statistics
+from onnxq.errors import DataError, StaleRecordError, StoreError
+from onnxq.graph import load_model, refuse_inner_graphs, refuse_quantized
+from onnxq.placement import observed_tensors
 from onnxq.progress import Progress, silent
-from onnxq.provenance import provenance
+from onnxq.provenance import provenance, versions
 from onnxq.recipe import CalibrateSection
+from onnxq.runtime import Optimization
 from onnxq.sample_checks import check_samples
 from onnxq.samples import Samples
-from onnxq.store import save_record, sha256_of_file
+from onnxq.store import (
+    atomic_file,
+    digest_of,
+    facts_of_file,
+    load_record,
+    save_record,
+    sha256_of_file,
+)
+from onnxq.target import Target
 
-__all__ = ["RECORD", "calibrate"]
+__all__ = [
+    "RECORD",
+    "STATISTICS",
+    "Evidence",
+    "Subject",
+    "calibrate",
+    "conclude",
+    "load_statistics",
+]
 
-RECORD = "calibration.json"
-_FIXED_RANGES = {
-    "Sigmoid": (0.0, 1.0),
-    "HardSigmoid": (0.0, 1.0),
-    "Softmax": (0.0, 1.0),
-    "Tanh": (-1.0, 1.0),
-}
-_ENOUGH_OF_DOMAIN = 0.95
+RECORD, STATISTICS = "calibration.json", "statistics.safetensors"
 
 
-def calibrate(  # noqa: PLR0913 - the stage's whole input, each of it named
-    model_path: Path,
-    values: tuple[Sequence[ValueFacts], Sequence[ValueFacts]],
+@dataclass(frozen=True)
+class Subject:
+    """The FP32 graph that is calibrated, and what decides which of its tensors are looked at.
+
+    A declared domain of ``inputs`` or ``outputs`` pins the range; ``exclude`` maps names of nodes
+    that will stay float to the reason. Tensors that targets ``also_for`` need are looked at too, so
+    that files for several targets come from one calibration.
+    """
+
+    model: Path
+    inputs: Sequence[ValueFacts]
+    outputs: Sequence[ValueFacts]
+    target: Target
+    exclude: Mapping[str, str] = field(default_factory=dict)
+    also_for: tuple[Target, ...] = ()
+
+    @property
+    def batch(self) -> int:
+        """Samples a run: that of a model with a fixed batch, else 1."""
+        first = {value.shape[0] for value in self.inputs if value.shape}
+        fixed = {size for size in first if isinstance(size, int)}
+        return max(fixed, default=1)
+
+
+def calibrate(  # noqa: PLR0913 - what is calibrated, on what, and what is at hand for it
+    subject: Subject,
     samples: Samples,
     section: CalibrateSection,
     folder: Path,
     *,
     evaluation: Samples | None = None,
+    resources: Resources | None = None,
+    kept: Path | None = None,
     progress: Progress = silent,
 ) -> CalibrationResult:
-    """Ranges of every float tensor of the graph at ``model_path``, written to ``folder``.
+    """Ranges of the tensors that will carry Q/DQ, and the statistics they come from, in ``folder``.
 
-    ``values`` are the facts of the graph's inputs and outputs; a declared domain pins the range.
-    Raises DataError for samples that cannot be used, LeakageError if ``evaluation`` shares any.
+    ``kept`` is where the result will be kept: if statistics of the same graph, tensors and samples
+    lie there already, no sample is run again; pieces of an unfinished collection lie beside it
+    (``pieces_of``), and are the caller's to remove once the result is in its place.
+    Raises ModelError for a graph that is quantized already or holds graphs inside, DataError for
+    samples that cannot be used, LeakageError if ``evaluation`` shares any, and
+    as ``gather`` does.
     """
-    inputs, outputs = values
-    model = load_model(model_path)
-    refuse_quantized(model, model_path.name)
-    indices, plan, notes = choose(samples, section.samples, section.seed, section.stratify)
-    chosen = samples.take(indices)
-    check_samples(chosen, inputs)
-    choice = describe(samples, chosen, (plan, section.seed, indices))
+    model = load_model(subject.model)
+    refuse_quantized(model, subject.model.name)
+    refuse_inner_graphs(model, subject.model.name)
+    draw = choose(samples, section)
+    chosen = samples.take(draw.indices)
+    if len(chosen) % subject.batch:
+        raise DataError(
+            f"{len(chosen)} samples do not fill batches of {subject.batch}, which the model takes",
+            where=samples.name,
+            do=f"ask for a multiple of {subject.batch} (`samples:` or --samples)",
+        )
+    check_samples(chosen, subject.inputs, batch=subject.batch)
+    choice = describe(samples, chosen, draw)
     if evaluation is not None and not samples.made_up:
         refuse_overlap(choice, evaluation)
-    summaries = collect(model, SampleReader(chosen), inputs, progress)
-    ranges = ranges_of(model, summaries, [*inputs, *outputs], section)
+    job = _job(model, subject, section)
+    statistics = _kept_statistics(kept, subject, job, choice)
+    if statistics is None:
+        pieces = Checkpoint(pieces_of(kept), _fingerprint(subject, job, choice)) if kept else None
+        reader = SampleReader(chosen, subject.batch)
+        statistics = gather(job, reader, resources or Resources(), pieces, progress)
+    evidence = Evidence(choice, statistics, job.optimization, samples.preprocessing)
+    return conclude(model, subject, section, evidence, folder)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was collected, and how: all that ranges are made from."""
+
+    choice: SampleChoice
+    statistics: Statistics
+    optimization: Optimization
+    preprocessing: str
+
+
+def conclude(
+    model: onnx.ModelProto,
+    subject: Subject,
+    section: CalibrateSection,
+    evidence: Evidence,
+    folder: Path,
+) -> CalibrationResult:
+    """Make ranges of statistics, and write both to ``folder``."""
+    statistics = evidence.statistics
+    with atomic_file(folder / STATISTICS) as temporary:
+        temporary.write_bytes(encode(statistics))
+    values = [*subject.inputs, *subject.outputs]
+    ranges = ranges_of(model.graph, statistics, values, section, subject.target)
     result = CalibrationResult(
-        model_sha256=sha256_of_file(model_path),
+        model_sha256=sha256_of_file(subject.model),
+        target=subject.target.name,
         method=section.method,
-        choice=choice.model_copy(update={"notes": (*choice.notes, *notes)}),
+        choice=evidence.choice,
+        collection=Collection(
+            detail="histograms" if statistics.has_histograms else "extremes",
+            optimization=evidence.optimization,
+            batch=subject.batch,
+            preprocessing=evidence.preprocessing,
+            file=facts_of_file(folder / STATISTICS),
+        ),
         ranges=ranges,
-        findings=tuple(_findings(ranges, inputs)),
+        findings=findings(ranges, subject.inputs),
         provenance=provenance(section.model_dump(mode="json")),
     )
     save_record(result, folder / RECORD)
     return result
 
 
-def ranges_of(
-    model: onnx.ModelProto,
-    summaries: Mapping[str, Summary],
-    values: Sequence[ValueFacts],
-    section: CalibrateSection,
-) -> dict[str, TensorRange]:
-    """Summaries → ranges by the section's method; what is declared or mathematical is pinned."""
-    pins = {
-        output: (_FIXED_RANGES[node.op_type], f"{node.op_type}'s mathematical range")
-        for node in model.graph.node
-        if node.op_type in _FIXED_RANGES
-        for output in node.output
-    }
-    pins |= {v.name: (v.domain, "declared domain") for v in values if v.domain is not None}
-    options = EstimatorOptions(coverage=section.coverage)
-    return {
-        name: _range_of(summary, section, options, pins.get(name))
-        for name, summary in summaries.items()
-        if summary.count  # a tensor without elements has no range, and is never quantized
-    }
+def load_statistics(folder: Path) -> tuple[CalibrationResult, Statistics]:
+    """An earlier result and its statistics.
+
+    Raises StoreError if one is missing or damaged, StaleRecordError if they do not belong together.
+    """
+    result, path = load_record(CalibrationResult, folder / RECORD), folder / STATISTICS
+    if sha256_of_file(path) != result.collection.file.sha256:
+        raise StaleRecordError(
+            f"is not the file that {RECORD} beside it was made with",
+            where=str(path),
+            do="run `onnxq calibrate` again",
+        )
+    return result, decode(path.read_bytes(), str(path))
 
 
-def _range_of(
-    summary: Summary,
-    section: CalibrateSection,
-    options: EstimatorOptions,
-    pin: tuple[tuple[float, float], str] | None,
-) -> TensorRange:
-    estimated = estimate(summary, section.method, options)
-    low, high = pin[0] if pin else (estimated.low, estimated.high)
-    outside = summary.values_below(low) + summary.values_above(high)
-    return TensorRange(
-        low=low,
-        high=high,
-        observed_low=summary.low,
-        observed_high=summary.high,
-        values=summary.count,
-        zeros=summary.zeros,
-        outside_fraction=outside / summary.count,
-        pinned=pin[1] if pin else None,
+def _job(model: onnx.ModelProto, subject: Subject, section: CalibrateSection) -> Job:
+    graph = ir.from_proto(model).graph
+    tensors = observed_tensors(graph, (subject.target, *subject.also_for), subject.exclude)
+    return Job(
+        model=model.SerializeToString(),
+        tensors=tensors,
+        detail=section.detail,
+        optimization=section.optimization,
     )
 
 
-def _findings(ranges: Mapping[str, TensorRange], inputs: Sequence[ValueFacts]) -> list[Finding]:
-    found = [
-        Finding(
-            where=name,
-            what="is zero in every calibration sample",
-            do="check that the samples reach this part of the network",
-        )
-        for name, seen in ranges.items()
-        if seen.zeros == seen.values
-    ]
-    for value in inputs:
-        seen = ranges.get(value.name)
-        if value.domain is None or seen is None:
-            continue
-        share = (seen.observed_high - seen.observed_low) / (value.domain[1] - value.domain[0])
-        if share < _ENOUGH_OF_DOMAIN:
-            found.append(
-                Finding(
-                    where=value.name,
-                    what=f"calibration samples cover {share:.0%} of the declared domain "
-                    f"{list(value.domain)}",
-                    do="calibrate on more varied samples; the scale itself is pinned by the domain",
-                )
-            )
-    return found
+def _fingerprint(subject: Subject, job: Job, choice: SampleChoice) -> str:
+    """Digest of all that decides the bits of a piece."""
+    facts = {
+        "model": sha256_of_file(subject.model),
+        "tensors": job.tensors,
+        "detail": job.detail,
+        "optimization": job.optimization,
+        "batch": subject.batch,
+        "samples": choice.digests,
+        "versions": versions(),
+    }
+    return digest_of(facts)
+
+
+def _kept_statistics(
+    kept: Path | None, subject: Subject, job: Job, choice: SampleChoice
+) -> Statistics | None:
+    """Statistics of an earlier run over the same samples; None if there are none that will do."""
+    if kept is None or not (kept / RECORD).exists():
+        return None
+    try:
+        earlier, statistics = load_statistics(kept)
+    except StoreError:  # of another version, or damaged: it is made again
+        return None
+    same = (
+        earlier.model_sha256 == sha256_of_file(subject.model)
+        and earlier.choice.digests == choice.digests
+        and earlier.collection.optimization == job.optimization
+        and earlier.collection.batch == subject.batch
+        and earlier.provenance.packages == versions()
+        and statistics.tensors == job.tensors
+    )
+    enough = statistics.has_histograms or job.detail == "extremes"
+    return statistics if same and enough else None

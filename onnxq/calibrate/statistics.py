@@ -1,85 +1,117 @@
-"""What is kept of a tensor while samples stream by: one summary, flat in memory, merged by adding.
+"""What is kept of a tensor while samples stream by: exact counts and sums, merged by adding.
 
 The histogram's buckets are the 16 leading bits of the float32 pattern (sign, exponent, 7 bits of
-mantissa), so no range is needed in advance, a bucket is 2**-7 of its value wide, and two summaries
-merge to the same bits in whatever order.
+mantissa), so no range is needed in advance, a bucket is 2**-7 of its value wide, and summaries
+merge to the same bits in whatever order. Sums are integers in units of the smallest float32, so
+that they too are exact and merge by addition.
 """
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache, cached_property
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float32, Float64, Int64, UInt16
 
 from onnxq.errors import EmptySummaryError
 
-__all__ = ["BUCKETS", "Summary"]
+__all__ = [
+    "BUCKETS",
+    "Builder",
+    "Statistics",
+    "Summary",
+    "TensorStatistics",
+    "in_order_of_value",
+    "joined",
+    "merged",
+]
 
 BUCKETS = 1 << 16
+UNIT = Fraction(1, 2**149)  # the smallest positive float32; every float32 is a multiple of it
 _SIGN = BUCKETS // 2
-_BY_VALUE = np.concatenate([np.arange(BUCKETS - 1, _SIGN - 1, -1), np.arange(_SIGN)])
+_FIRST_NOT_FINITE = 0x7F80  # buckets from here on, of either sign, hold infinities and NaN
 
 
-def _edges() -> tuple[Float[np.ndarray, " buckets"], Float[np.ndarray, " buckets"]]:
-    """Lowest and highest value of every bucket, in order of value; float64, finite buckets only."""
-    pattern = (_BY_VALUE.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    far = ((_BY_VALUE.astype(np.uint32) << 16) | 0xFFFF).view(np.float32).astype(np.float64)
-    return np.minimum(pattern, far), np.maximum(pattern, far)
+@cache
+def _edges() -> tuple[Float64[np.ndarray, " buckets"], Float64[np.ndarray, " buckets"]]:
+    """Lowest and highest value of every bucket, by the bucket's number."""
+    near = (np.arange(BUCKETS, dtype=np.uint32) << 16).view(np.float32)
+    far = ((np.arange(BUCKETS, dtype=np.uint32) << 16) | 0xFFFF).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        both = near.astype(np.float64), far.astype(np.float64)
+        return np.minimum(*both), np.maximum(*both)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Summary:
-    """Exact extremes and counts of one tensor, and the histogram of its values."""
+    """Exact facts of one tensor's values.
+
+    ``low`` and ``high`` are the extremes of the finite values (inf and -inf where there is none);
+    ``count`` includes ``zeros``, ``nans`` and ``infs``. ``total`` is the sum of the finite values
+    in units of 2**-149, ``squares`` that of their squares in units of 2**-298. ``buckets`` are the
+    occupied buckets of finite values, in order of value, and ``counts`` what lies in each.
+    """
 
     low: float
     high: float
+    count: int
     zeros: int
-    histogram: Int[np.ndarray, " buckets"]
+    nans: int
+    infs: int
+    total: int
+    squares: int
+    buckets: UInt16[np.ndarray, " k"]
+    counts: Int64[np.ndarray, " k"]
 
     @classmethod
     def empty(cls) -> "Summary":
-        """Nothing counted yet."""
-        return cls(np.inf, -np.inf, 0, np.zeros(BUCKETS, np.int64))
+        """Nothing counted."""
+        nothing = np.zeros(0, np.uint16), np.zeros(0, np.int64)
+        return cls(math.inf, -math.inf, 0, 0, 0, 0, 0, 0, *nothing)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal to the last bit."""
+        return isinstance(other, Summary) and self._facts == other._facts
+
+    def __hash__(self) -> int:
+        return hash(self._facts)
 
     @property
-    def count(self) -> int:
-        """Number of values."""
-        return int(self.histogram.sum())
+    def _facts(self) -> tuple[object, ...]:
+        numbers = (self.low, self.high, self.count, self.zeros, self.nans, self.infs)
+        sums = (self.total, self.squares)
+        return (*numbers, *sums, self.buckets.tobytes(), self.counts.tobytes())
 
-    def add(self, values: Float[np.ndarray, "..."]) -> None:
-        """Count finite values; whether they are finite is the caller's to check."""
-        if values.size == 0:
-            return
-        flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-        self.low = min(self.low, float(flat.min()))
-        self.high = max(self.high, float(flat.max()))
-        self.zeros += int(flat.size - np.count_nonzero(flat))
-        self.histogram += np.bincount(flat.view(np.uint16)[_HIGH_HALF::2], minlength=BUCKETS)
+    @property
+    def finite(self) -> int:
+        """Number of finite values."""
+        return self.count - self.nans - self.infs
 
-    def merged(self, other: "Summary") -> "Summary":
-        """The summary of both sets of values."""
-        return Summary(
-            min(self.low, other.low),
-            max(self.high, other.high),
-            self.zeros + other.zeros,
-            self.histogram + other.histogram,
-        )
+    @property
+    def mean(self) -> float:
+        """Mean of the finite values, rounded once. Raises EmptySummaryError."""
+        self._refuse_empty()
+        return float(self.total * UNIT / self.finite)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the finite values (divided by n). Raises EmptySummaryError."""
+        self._refuse_empty()
+        mean = self.total * UNIT / self.finite
+        return math.sqrt(self.squares * UNIT**2 / self.finite - mean**2)
 
     def distribution(
         self,
-    ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    ) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
         """Occupied buckets in order of value: their low edges, high edges and counts.
 
         The outermost edges are the exact extremes. Raises EmptySummaryError.
         """
-        if not self.count:
-            raise EmptySummaryError(
-                "no value was counted", do="check that the samples are not empty"
-            )
-        counts = self.histogram[_BY_VALUE]
-        occupied: Shaped[np.ndarray, " k"] = np.flatnonzero(counts)
-        with np.errstate(invalid="ignore"):
-            lows, highs = (edge[occupied] for edge in _edges())
-        return np.maximum(lows, self.low), np.minimum(highs, self.high), counts[occupied]
+        self._refuse_empty()
+        lows, highs = (edge[self.buckets] for edge in _edges())
+        return np.maximum(lows, self.low), np.minimum(highs, self.high), self.counts
 
     def values_below(self, low: float) -> int:
         """How many values lie in buckets wholly below ``low``."""
@@ -91,5 +123,177 @@ class Summary:
         lows, _, counts = self.distribution()
         return int(counts[lows > high].sum())
 
+    def _refuse_empty(self) -> None:
+        if not self.finite:
+            do = "check that the samples are not empty"
+            raise EmptySummaryError("no value was counted", do=do)
 
-_HIGH_HALF = 1 if np.little_endian else 0  # where the leading 16 bits of a float32 lie
+
+def merged(summaries: Iterable[Summary]) -> Summary:
+    """The summary of all values of all ``summaries``; the same bits in whatever order."""
+    parts = list(summaries)
+    if not parts:
+        return Summary.empty()
+    dense = np.zeros(BUCKETS, np.int64)
+    for part in parts:
+        dense[part.buckets] += part.counts  # no bucket stands twice in a part
+    buckets, counts = in_order_of_value(dense)
+    return Summary(
+        low=min(part.low for part in parts),
+        high=max(part.high for part in parts),
+        count=sum(part.count for part in parts),
+        zeros=sum(part.zeros for part in parts),
+        nans=sum(part.nans for part in parts),
+        infs=sum(part.infs for part in parts),
+        total=sum(part.total for part in parts),
+        squares=sum(part.squares for part in parts),
+        buckets=buckets,
+        counts=counts,
+    )
+
+
+def in_order_of_value(
+    dense: Int64[np.ndarray, " buckets"],
+) -> tuple[UInt16[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
+    """The occupied finite buckets of a histogram over all patterns, lowest value first."""
+    positive = np.flatnonzero(dense[:_FIRST_NOT_FINITE])
+    negative = _SIGN + np.flatnonzero(dense[_SIGN : _SIGN + _FIRST_NOT_FINITE])
+    buckets = np.concatenate([negative[::-1], positive])
+    return buckets.astype(np.uint16), dense[buckets]
+
+
+@dataclass(frozen=True, eq=False)
+class TensorStatistics:
+    """What was seen of one tensor.
+
+    ``lows`` and ``highs`` are the extremes of every run, in the order of the runs; NaN where the
+    tensor was empty. ``parts`` are summaries of successive blocks of runs, empty where extremes
+    alone were collected. ``values`` is the number of elements, over all runs.
+    """
+
+    lows: Float32[np.ndarray, " runs"]
+    highs: Float32[np.ndarray, " runs"]
+    parts: tuple[Summary, ...] = ()
+    values: int = 0
+
+    @property
+    def low(self) -> float:
+        """Smallest value seen. Raises EmptySummaryError."""
+        return float(np.nanmin(self._seen(self.lows)))
+
+    @property
+    def high(self) -> float:
+        """Largest value seen. Raises EmptySummaryError."""
+        return float(np.nanmax(self._seen(self.highs)))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no run gave the tensor an element."""
+        return bool(np.isnan(self.lows).all())
+
+    @cached_property
+    def summary(self) -> Summary | None:
+        """All parts merged; None where extremes alone were collected."""
+        return merged(self.parts) if self.parts else None
+
+    def _seen(self, values: Float32[np.ndarray, " runs"]) -> Float32[np.ndarray, " runs"]:
+        if self.is_empty:
+            do = "check that the samples are not empty"
+            raise EmptySummaryError("no value was counted", do=do)
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What was seen of every tensor, over runs in a given order.
+
+    ``lows`` and ``highs`` hold a row for every run and a column for every tensor, NaN where it was
+    empty; ``values`` the number of elements of each tensor over all runs. ``blocks`` are intervals
+    [start, stop) of runs in order, and ``summaries`` holds one summary a tensor for each of them;
+    it is empty where extremes alone were collected.
+    """
+
+    tensors: tuple[str, ...]
+    lows: Float32[np.ndarray, "runs tensors"]
+    highs: Float32[np.ndarray, "runs tensors"]
+    values: Int64[np.ndarray, " tensors"]
+    blocks: tuple[tuple[int, int], ...]
+    summaries: tuple[tuple[Summary, ...], ...] = ()
+
+    @property
+    def runs(self) -> int:
+        """Number of runs; a run is one sample, or one batch of a model with a fixed batch."""
+        return len(self.lows)
+
+    @property
+    def has_histograms(self) -> bool:
+        """Whether more than extremes was collected."""
+        return bool(self.summaries)
+
+    def of(self, tensor: str) -> TensorStatistics:
+        """What was seen of one tensor. Raises ValueError for one that was not collected."""
+        column = self.tensors.index(tensor)
+        parts = tuple(summaries[column] for summaries in self.summaries)
+        return TensorStatistics(
+            self.lows[:, column], self.highs[:, column], parts, int(self.values[column])
+        )
+
+
+def joined(parts: Sequence[Statistics]) -> Statistics:
+    """Statistics of successive runs as one; a block of each part stays a block.
+
+    All parts hold the same tensors, and either all of them histograms or none.
+    """
+    first = parts[0]
+    if any(part.tensors != first.tensors for part in parts):
+        raise ValueError("statistics of different tensors cannot be joined")
+    if any(part.has_histograms != first.has_histograms for part in parts):
+        raise ValueError("statistics with and without histograms cannot be joined")
+    starts = np.cumsum([0, *(part.runs for part in parts)])
+    return Statistics(
+        tensors=first.tensors,
+        lows=np.concatenate([part.lows for part in parts]),
+        highs=np.concatenate([part.highs for part in parts]),
+        values=np.stack([part.values for part in parts]).sum(axis=0),
+        blocks=tuple(
+            (int(start) + a, int(start) + b)
+            for start, part in zip(starts[:-1], parts, strict=True)
+            for a, b in part.blocks
+        ),
+        summaries=tuple(summaries for part in parts for summaries in part.summaries),
+    )
+
+
+class Builder:
+    """Statistics of all runs from those of pieces, which may come in any order.
+
+    ``blocks`` are what the result keeps apart; a piece lies inside one of them. What is held is one
+    summary a tensor and block, whatever the number of pieces.
+    """
+
+    def __init__(self, tensors: Sequence[str], blocks: Sequence[tuple[int, int]]) -> None:
+        self._tensors, self._blocks = tuple(tensors), tuple(blocks)
+        runs = blocks[-1][1] if blocks else 0
+        self._lows = np.full((runs, len(tensors)), np.nan, np.float32)
+        self._highs = self._lows.copy()
+        self._values = np.zeros(len(tensors), np.int64)
+        self._summaries: dict[int, tuple[Summary, ...]] = {}
+
+    def add(self, start: int, piece: Statistics) -> None:
+        """Add the runs from ``start`` on."""
+        stop = start + piece.runs
+        block = next(n for n, (a, b) in enumerate(self._blocks) if a <= start and stop <= b)
+        self._lows[start:stop], self._highs[start:stop] = piece.lows, piece.highs
+        self._values += piece.values
+        for summaries in piece.summaries:
+            known = self._summaries.get(block)
+            self._summaries[block] = (
+                tuple(map(merged, zip(known, summaries, strict=True))) if known else summaries
+            )
+
+    def build(self) -> Statistics:
+        """The whole, once every piece is in."""
+        summaries = tuple(self._summaries[block] for block in sorted(self._summaries))
+        return Statistics(
+            self._tensors, self._lows, self._highs, self._values, self._blocks, summaries
+        )

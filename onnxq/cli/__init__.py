@@ -15,9 +15,10 @@ _COMMANDS = {
     "run": ("onnxq.cli.run", "Take a recipe from checkpoint to verified bundle."),
     "export": ("onnxq.cli.stages", "Make the canonical FP32 graph and prove its parity."),
     "calibrate": (
-        "onnxq.cli.stages",
-        "Run samples through the graph and find every tensor's range.",
+        "onnxq.cli.calibrate",
+        "Run samples through the graph and find the range of every tensor.",
     ),
+    "merge": ("onnxq.cli.calibrate", "Join statistics that were collected apart."),
     "quantize": ("onnxq.cli.stages", "Write the INT8 Q/DQ model."),
     "verify": ("onnxq.cli.stages", "Judge INT8 against FP32 on the task's own metric."),
     "handoff": ("onnxq.cli.stages", "Check the target's rules and pack the bundle."),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from onnxq.calibrate.resources import Resources
 from onnxq.cli.console import Screen, command_options, print_verdict
 from onnxq.pipeline import STAGES, Outcome, Stage
 from onnxq.pipeline import run as run_pipeline
@@ -69,10 +70,17 @@ def run_recipe(
     *,
     last: Stage = "handoff",
     again_from: Stage | None = None,
+    resources: Resources | None = None,
 ) -> int:
     """Run stages, print what came out, return the exit code."""
     outcome = run_pipeline(
-        recipe, folder, screen, last=last, again_from=again_from, progress=screen.progress
+        recipe,
+        folder,
+        screen,
+        last=last,
+        again_from=again_from,
+        resources=resources,
+        progress=screen.progress,
     )
     code = print_verdict(screen, outcome.report) if outcome.report else 0
     _print_places(screen, outcome)

@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from onnxq.artifacts import CheckpointFacts, FileFacts, Finding, WaivedKey
+from onnxq.artifacts import CheckpointFacts, Finding, WaivedKey
 from onnxq.errors import CheckpointError, nearest
 from onnxq.recipe import Waiver
-from onnxq.store import sha256_of_file
+from onnxq.store import facts_of_file
 
 __all__ = ["load_checkpoint"]
 
@@ -57,7 +57,7 @@ def load_checkpoint(
     fitting = {key: value for key, value in state.items() if key in wanted and key not in waived}
     network.load_state_dict(fitting, strict=False)
     facts = CheckpointFacts(
-        file=FileFacts(name=path.name, sha256=sha256_of_file(path), size_bytes=path.stat().st_size),
+        file=facts_of_file(path),
         nested_under=nest,
         tensors=len(fitting),
         waived=tuple(WaivedKey(key=w.name, reason=w.reason) for w in waivers),

@@ -14,7 +14,6 @@ from jaxtyping import Shaped
 from onnxq.artifacts import (
     CheckpointFacts,
     ExportedModel,
-    FileFacts,
     Finding,
     ParityCheck,
     ValueFacts,
@@ -31,7 +30,7 @@ from onnxq.provenance import provenance
 from onnxq.recipe import ExportSection, ValueSection
 from onnxq.runtime import Session
 from onnxq.samples import Samples
-from onnxq.store import save_record, sha256_of_file
+from onnxq.store import facts_of_file, save_record
 from onnxq.target import Target
 
 __all__ = ["AS_IT_CAME", "MODEL", "RECORD", "export"]
@@ -98,9 +97,7 @@ def _record(section: ExportSection, source: _Source, path: Path) -> ExportedMode
     domains = {value.name: value.domain for value in (*section.inputs, *section.outputs)}
     inputs, outputs = values_of(model, domains)
     return ExportedModel(
-        model=FileFacts(
-            name=path.name, sha256=sha256_of_file(path), size_bytes=path.stat().st_size
-        ),
+        model=facts_of_file(path),
         inputs=inputs,
         outputs=outputs,
         opset=opset_of(model),

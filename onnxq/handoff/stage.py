@@ -34,7 +34,7 @@ from onnxq.handoff.contract import Contract, contract
 from onnxq.handoff.readme import Contents, readme, unverified_notice
 from onnxq.recipe import HandoffSection
 from onnxq.samples import Samples
-from onnxq.store import atomic_folder, save_record, sha256_of_file
+from onnxq.store import atomic_folder, facts_of_file, save_record, sha256_of_file
 from onnxq.target import Target
 
 __all__ = ["BUNDLE_FILE", "hand_off"]
@@ -188,8 +188,5 @@ def _names(folder: Path) -> list[str]:
 
 
 def _facts(file: Path, folder: Path) -> FileFacts:
-    return FileFacts(
-        name=file.relative_to(folder).as_posix(),
-        sha256=sha256_of_file(file),
-        size_bytes=file.stat().st_size,
-    )
+    name = file.relative_to(folder).as_posix()
+    return facts_of_file(file).model_copy(update={"name": name})

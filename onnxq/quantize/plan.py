@@ -1,6 +1,6 @@
 """Decide: which nodes become integer, and with what parameters. The graph is not touched."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +9,13 @@ from jaxtyping import Float
 
 from onnxq.affine import (
     parameters_of_range,
+    powers_of_two_above,
     symmetric_weight_scales,
 )
 from onnxq.artifacts import Finding, FloatNode, TensorRange
-from onnxq.errors import QuantizationError, nearest
+from onnxq.errors import QuantizationError, StaleRecordError, nearest
 from onnxq.graph import WEIGHTED, constant_of, output_channel_axis
+from onnxq.placement import data_inputs, float_reasons, fold_sources, pad_fill, roots_of
 from onnxq.qtypes import AffineParameters, IntType, Range
 from onnxq.target import Target
 
@@ -24,14 +26,6 @@ _KEEPS_EVERY_VALUE = frozenset(
     {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 )
 _INT32_MAX = 2**31 - 1
-_CONSTANT_INPUTS = {
-    "Conv": {1: "weight", 2: "bias"},
-    "ConvTranspose": {1: "weight", 2: "bias"},
-    "Gemm": {1: "weight", 2: "bias"},
-    "Clip": {1: "lower bound", 2: "upper bound"},
-    "PRelu": {1: "slope"},
-    "Pad": {2: "fill value"},
-}
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,8 @@ def make_plan(
     """Choose nodes by the target's operator lists, and parameters by the calibrated ranges.
 
     ``exclude`` maps names of nodes that stay float to the reason. Raises QuantizationError for a
-    name that no node has, and if nothing at all can become integer.
+    name that no node has, and if nothing at all can become integer; StaleRecordError if ``ranges``
+    lack a tensor that is needed.
     """
     nodes = [node for node in model.graph if node.op_type != "Constant"]
     names = {str(node.name) for node in nodes}
@@ -76,7 +71,7 @@ def make_plan(
             raise QuantizationError(
                 f"no node is called `{name}`; {nearest(name, names)}", where="quantize: exclude"
             )
-    reasons = _float_reasons(nodes, target, ranges, exclude)
+    reasons = float_reasons(nodes, target, {**_fills_outside(nodes, target, ranges), **exclude})
     chosen = [node for node in nodes if str(node.name) not in reasons]
     if not any(node.op_type in target.integer_ops for node in chosen):
         raise QuantizationError(
@@ -103,141 +98,22 @@ def make_plan(
     )
 
 
-# --- which nodes --------------------------------------------------------------------------------
-
-
-def _float_reasons(
-    nodes: Sequence[ir.Node],
-    target: Target,
-    ranges: Mapping[str, TensorRange],
-    exclude: Mapping[str, str],
+def _fills_outside(
+    nodes: Sequence[ir.Node], target: Target, ranges: Mapping[str, TensorRange]
 ) -> dict[str, str]:
-    """Why each node that stays float does so."""
-    reasons: dict[str, str] = {}
+    """Every Pad that fills with what the range of its input does not hold, and that as a reason."""
+    found = {}
     for node in nodes:
-        name = str(node.name)
-        reason = exclude[name] or "excluded" if name in exclude else ""
-        reason = reason or _own_reason(node, target, ranges) or _odd_form(node, target, ranges)
-        if reason:
-            reasons[str(node.name)] = reason
-    _keep(reasons, nodes, target.folded_ops, _follows_integer(reasons, target))
-    _keep(reasons, nodes, target.data_ops, _touches_integer(nodes, reasons, target))
-    return reasons
-
-
-def _own_reason(node: ir.Node, target: Target, ranges: Mapping[str, TensorRange]) -> str:
-    """Why the node cannot be integer whatever its neighbours are; empty if it can."""
-    if node.op_type not in {*target.integer_ops, *target.data_ops, *target.folded_ops}:
-        return f"{target.name} has no integer {node.op_type}"
-    if not node.outputs or node.outputs[0].name not in ranges:
-        return "its result is not float32"
-    computed = [
-        index for index, value in enumerate(node.inputs) if value and constant_of(value) is None
-    ]
-    for index, role in _CONSTANT_INPUTS.get(node.op_type, {}).items():
-        if index in computed:
-            return f"its {role} is computed at run time"
-    if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
-        return "only nearest Resize moves values unchanged"
-    factors = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
-    if node.op_type == "Gemm" and factors != [1.0, 1.0]:
-        return "alpha or beta is not 1"
-    return ""
-
-
-def _odd_form(node: ir.Node, target: Target, ranges: Mapping[str, TensorRange]) -> str:
-    """Why this node is not what its operator type promises: to move values, to cut at zero.
-
-    A data operator is given its input's scale, a Relu or Clip the range that holds zero.
-    """
-    constants = [constant_of(value) for value in node.inputs]
-    if node.op_type in target.data_ops and constants[0] is not None:
-        return "it moves a constant"
-    if node.op_type == "Clip":
-        low, high = (*constants[1:], None, None)[:2]
-        if (low is not None and low > 0) or (high is not None and high < 0):
-            return "its bounds leave zero out"
-    if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
-        fill = float(constants[2]) if len(constants) > 2 and constants[2] is not None else 0.0
-        seen = ranges.get(str(node.inputs[0].name)) if node.inputs[0] else None
-        if seen is not None and not seen.range.low <= fill <= seen.range.high:
-            return f"it fills with {fill:g}, which its input's range does not hold"
-    if node.op_type == "Gemm" and len(constants) > 2 and constants[2] is not None:
-        weight = constants[1]
-        if weight is None or constants[2].shape != (weight.shape[output_channel_axis(node)],):
-            return "its bias is not one number for each output"
-    return ""
-
-
-def _keep(
-    reasons: dict[str, str],
-    nodes: Sequence[ir.Node],
-    op_types: Sequence[str],
-    reason_of: Callable[[ir.Node], str],
-) -> None:
-    for node in nodes:
-        if node.op_type in op_types and str(node.name) not in reasons:
-            reason = reason_of(node)
-            if reason:
-                reasons[str(node.name)] = reason
-
-
-def _follows_integer(reasons: Mapping[str, str], target: Target) -> Callable[[ir.Node], str]:
-    def reason(node: ir.Node) -> str:
-        producer = node.inputs[0].producer() if node.inputs[0] else None
-        if (
-            producer is not None
-            and producer.op_type in target.integer_ops
-            and str(producer.name) not in reasons
-        ):
-            return ""
-        return "no integer operator before it to fold into"
-
-    return reason
-
-
-def _touches_integer(
-    nodes: Sequence[ir.Node], reasons: Mapping[str, str], target: Target
-) -> Callable[[ir.Node], str]:
-    roots = _roots(nodes, target)
-    touched = {
-        roots.get(str(value.name), str(value.name))
-        for node in nodes
-        if node.op_type not in target.data_ops and str(node.name) not in reasons
-        for value in (*_data_inputs(node), *node.outputs)
-    }
-
-    def reason(node: ir.Node) -> str:
-        root = roots.get(str(node.outputs[0].name), "")
-        return "" if root in touched else "moves values between float operators"
-
-    return reason
-
-
-def _data_inputs(node: ir.Node) -> list[ir.Value]:
-    """Inputs that carry values: not weights, biases, shapes, bounds or scales."""
-    present = [value for value in node.inputs if value is not None]
-    if node.op_type in {"Conv", "ConvTranspose", "Gemm", "PRelu"}:
-        return present[:1]
-    if node.op_type in {"Add", "Sub", "Mul", "Div", "Max", "Min", "Concat", "MatMul"}:
-        return present
-    if node.op_type == "Where":
-        return present[1:]
-    return present[:1]
+        fill = pad_fill(node)
+        if fill and node.op_type in target.data_ops and node.inputs[0] is not None:
+            seen = ranges.get(str(node.inputs[0].name))
+            if seen is not None and not seen.range.low <= fill <= seen.range.high:
+                reason = f"it fills with {fill:g}, which its input's range does not hold"
+                found[str(node.name)] = reason
+    return found
 
 
 # --- activations --------------------------------------------------------------------------------
-
-
-def _roots(nodes: Sequence[ir.Node], target: Target) -> dict[str, str]:
-    """For every tensor behind operators that only move values: the tensor that it started as."""
-    roots: dict[str, str] = {}
-    for node in nodes:
-        if node.op_type in target.data_ops and node.inputs and node.inputs[0] is not None:
-            source = str(node.inputs[0].name)
-            for output in node.outputs:
-                roots[str(output.name)] = roots.get(source, source)
-    return roots
 
 
 def _activation_parameters(
@@ -246,12 +122,12 @@ def _activation_parameters(
     target: Target,
     ranges: Mapping[str, TensorRange],
 ) -> dict[str, AffineParameters]:
-    roots = _roots([node for node in nodes if node in chosen], target)
+    roots = roots_of([node for node in nodes if node in chosen], target)
     pinned = _pinned_roots(chosen, target, ranges)
-    folds = _fold_sources(chosen, target)
+    folds = fold_sources(chosen, target)
     parameters: dict[str, AffineParameters] = {}
     for value in dict.fromkeys(
-        value for node in chosen for value in (*_data_inputs(node), *node.outputs)
+        value for node in chosen for value in (*data_inputs(node), *node.outputs)
     ):
         name = str(value.name)
         constant = constant_of(value)
@@ -259,14 +135,30 @@ def _activation_parameters(
             if _is_weight(value, chosen) or constant.dtype != np.float32:
                 continue
             range_ = Range.including_zero(float(constant.min()), float(constant.max()))
-        elif name in ranges:
+        elif value.dtype == ir.DataType.FLOAT:
             source = folds.get(name, name)  # before a folded Relu: what comes out of it
             root = roots.get(source, source)
-            range_ = _possible(pinned.get(root, ranges[root].range), root, chosen)
+            range_ = _possible(pinned.get(root) or _range_of(root, ranges), root, chosen)
         else:
             continue
-        parameters[name] = parameters_of_range(range_, target.activation_type, symmetric=False)
+        parameters[name] = parameters_of_range(
+            range_,
+            target.activation_type,
+            symmetric=target.activation_symmetric,
+            power_of_two=target.power_of_two,
+        )
     return parameters
+
+
+def _range_of(tensor: str, ranges: Mapping[str, TensorRange]) -> Range:
+    if tensor not in ranges:
+        raise StaleRecordError(
+            "calibration has not looked at this tensor: it was made for another target, or with "
+            "other nodes excluded",
+            where=f"tensor `{tensor}`",
+            do="run `onnxq calibrate` again with the same --target and --exclude",
+        )
+    return ranges[tensor].range
 
 
 def _pinned_roots(
@@ -277,8 +169,8 @@ def _pinned_roots(
     A domain behind an operator that keeps only some values (Slice, Split, MaxPool) says nothing of
     the others: it widens the range where it reaches further, and cuts nothing.
     """
-    roots = _roots(chosen, target)
-    whole = _roots([node for node in chosen if node.op_type in _KEEPS_EVERY_VALUE], target)
+    roots = roots_of(chosen, target)
+    whole = roots_of([node for node in chosen if node.op_type in _KEEPS_EVERY_VALUE], target)
     pinned: dict[str, Range] = {}
     for name, seen in ranges.items():
         if seen.pinned != _DECLARED:
@@ -286,7 +178,7 @@ def _pinned_roots(
         root = roots.get(name, name)
         range_ = seen.range
         if whole.get(name, name) != root:
-            range_ = range_.union(pinned.get(root, ranges[root].range))
+            range_ = range_.union(pinned.get(root) or _range_of(root, ranges))
         elif root in pinned:
             range_ = range_.union(pinned[root])
         pinned[root] = range_
@@ -297,7 +189,7 @@ def _unpinned_domains(
     chosen: Sequence[ir.Node], target: Target, ranges: Mapping[str, TensorRange]
 ) -> list[Finding]:
     """Declared domains that do not decide their tensor's scale, as it is shared with others."""
-    roots = _roots(chosen, target)
+    roots = roots_of(chosen, target)
     pinned = _pinned_roots(chosen, target, ranges)
     return [
         Finding(
@@ -309,18 +201,6 @@ def _unpinned_domains(
         for name, seen in ranges.items()
         if seen.pinned == _DECLARED and name in roots and pinned[roots[name]] != seen.range
     ]
-
-
-def _fold_sources(chosen: Sequence[ir.Node], target: Target) -> dict[str, str]:
-    """Tensor before a folded operator → tensor after it, where the first has no other use."""
-    return {
-        str(node.inputs[0].name): str(node.outputs[0].name)
-        for node in chosen
-        if node.op_type in target.folded_ops
-        and node.inputs[0] is not None
-        and len(node.inputs[0].uses()) == 1
-        and not node.inputs[0].is_graph_output()
-    }
 
 
 def _possible(range_: Range, name: str, chosen: Sequence[ir.Node]) -> Range:
@@ -371,15 +251,17 @@ def _weight_parameters(
         if weight is None or node.inputs[1] is None:
             continue
         axis = _weight_axis(node, weight, target)
-        if axis is None:
-            scales = symmetric_weight_scales(weight.reshape(1, -1), 0, target.weight_type)
-        else:
-            scales = symmetric_weight_scales(weight, axis, target.weight_type)
+        channels, of = (weight.reshape(1, -1), 0) if axis is None else (weight, axis)
+        scales = symmetric_weight_scales(
+            channels, of, target.weight_type, power_of_two=target.power_of_two
+        )
         bias = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
         input_scale = activations[str(node.inputs[0].name)].scale if node.inputs[0] else 1.0
         if bias is not None:
             scales, widened = _scales_that_hold_bias(scales, bias, input_scale)
             findings += [_widened_finding(node, widened)] if widened else []
+            if target.power_of_two:
+                scales = powers_of_two_above(scales).astype(np.float32)
         name = str(node.inputs[1].name)
         if name in found:  # its bias too must fit
             scales = np.maximum(scales, found[name].scales)

@@ -55,6 +55,8 @@ def insert_qdq(model: onnx.ModelProto, plan: Plan, target: Target) -> onnx.Model
             extra_options={
                 "TensorQuantOverrides": _overrides(plan),
                 "ActivationSymmetric": False,
+                # a Relu or Clip may go only where the grid ends at its bounds
+                "QDQKeepRemovableActivations": target.activation_symmetric or target.power_of_two,
                 "WeightSymmetric": True,
                 "ForceQuantizeNoInputCheck": True,
                 "QDQDisableWeightAdjustForInt32Bias": True,  # the plan has seen to it

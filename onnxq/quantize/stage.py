@@ -6,7 +6,6 @@ import onnx_ir as ir
 
 from onnxq.artifacts import (
     CalibrationResult,
-    FileFacts,
     QuantizedModel,
     TensorParameters,
 )
@@ -23,7 +22,7 @@ from onnxq.quantize.plan import make_plan
 from onnxq.quantize.qdq import insert_qdq
 from onnxq.quantize.unshare import unshare_constants
 from onnxq.recipe import QuantizeSection
-from onnxq.store import digest_of, save_record, sha256_of_file
+from onnxq.store import digest_of, facts_of_file, save_record, sha256_of_file
 from onnxq.target import Target
 
 __all__ = ["quantize"]
@@ -59,9 +58,7 @@ def quantize(
         rewritten.metadata_props.add(key=MADE_UP_STAMP, value="calibrated on random numbers")
     save_model(rewritten, output)
     record = QuantizedModel(
-        model=FileFacts(
-            name=output.name, sha256=sha256_of_file(output), size_bytes=output.stat().st_size
-        ),
+        model=facts_of_file(output),
         fp32_sha256=fp32_sha256,
         calibration_sha256=digest_of(calibration.model_dump(mode="json")),
         target=target.name,

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from onnxq.artifacts import (
     CalibrationResult,
     ExportedModel,
-    FileFacts,
     Finding,
     QuantizedModel,
     SizeLine,
@@ -35,7 +34,7 @@ from onnxq.recipe import VerifySection
 from onnxq.runtime import Optimization, Session, in_parallel
 from onnxq.sample_checks import check_samples
 from onnxq.samples import Samples
-from onnxq.store import sha256_of_file
+from onnxq.store import facts_of_file, sha256_of_file
 from onnxq.target import Target
 from onnxq.verify.audit import audit, coverage, fusion, refuse_other_forms, require_sound
 from onnxq.verify.comparison import compare_models
@@ -114,8 +113,8 @@ def verify(
         reasons=reasons,
         name=evidence.name,
         target=evidence.target.name,
-        fp32=_facts(evidence.fp32),
-        int8=_facts(evidence.int8),
+        fp32=facts_of_file(evidence.fp32),
+        int8=facts_of_file(evidence.int8),
         gates=gates,
         comparison=comparison,
         audit=rows,
@@ -249,10 +248,6 @@ def _findings(evidence: Evidence, samples: Samples) -> tuple[Finding, ...]:
             )
         )
     return tuple(dict.fromkeys(found))
-
-
-def _facts(path: Path) -> FileFacts:
-    return FileFacts(name=path.name, sha256=sha256_of_file(path), size_bytes=path.stat().st_size)
 
 
 def _sizes(evidence: Evidence) -> tuple[SizeLine, ...]:

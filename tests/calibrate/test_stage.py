@@ -4,19 +4,21 @@ import onnx.parser
 import pytest
 
 from onnxq.artifacts import CalibrationResult
-from onnxq.calibrate.stage import RECORD, calibrate
+from onnxq.calibrate.stage import RECORD, Subject, calibrate
 from onnxq.errors import AlreadyQuantizedError, DataError, LeakageError
 from onnxq.graph import load_model, values_of
 from onnxq.recipe import CalibrateSection
 from onnxq.samples import Samples
 from onnxq.store import load_record, sha256_of_file
+from onnxq.target import load_target
 
 NET = """<ir_version: 9, opset_import: ["": 17]>
 g (float[1,4] x) => (float[1,3] y, float[1,3] z) {
     [lin] h = Gemm(x, w, b)
     [act] y = Sigmoid(h)
     [tan] t = Tanh(h)
-    [cut] z = Relu(t)
+    [cut] u = Relu(t)
+    [out] z = Mul(u, t)
 }"""
 RANDOM = np.random.default_rng(0)
 X = RANDOM.uniform(-1, 1, (40, 4)).astype(np.float32)
@@ -38,9 +40,9 @@ def save(folder, text, **constants):
 
 
 def run(path, x, *, domains=None, evaluation=None, **section) -> CalibrationResult:
+    subject = Subject(path, *values_of(load_model(path), domains), load_target("stm32n6"))
     return calibrate(
-        path,
-        values_of(load_model(path), domains),
+        subject,
         x if isinstance(x, Samples) else Samples("s", {"x": x}),
         CalibrateSection(**({"samples": len(x)} | section)),
         path.parent / "out",
@@ -48,9 +50,9 @@ def run(path, x, *, domains=None, evaluation=None, **section) -> CalibrationResu
     )
 
 
-def test_every_float_tensor_gets_its_range_and_the_record_lies_on_disk(net):
+def test_every_tensor_that_will_carry_q_and_dq_gets_its_range_and_the_record_lies_on_disk(net):
     result = run(net, X)
-    assert set(result.ranges) == {"x", "h", "y", "t", "z"}
+    assert set(result.ranges) == {"x", "h", "y", "t", "u", "z"}
     assert result.ranges["x"].observed_low == X.min()
     assert result.ranges["x"].values == X.size
     assert result.model_sha256 == sha256_of_file(net)
@@ -97,14 +99,15 @@ def test_a_domain_that_the_samples_hardly_cover_is_a_finding(net):
 
 def test_a_tensor_that_is_always_zero_is_a_finding(tmp_path):
     path = save(tmp_path, NET, w=-np.ones((4, 3)), b=np.full(3, -9.0))
-    (finding,) = run(path, X).findings
-    assert (finding.where, finding.what) == ("z", "is zero in every calibration sample")
+    finding, _ = run(path, X).findings
+    assert (finding.where, finding.what) == ("u", "is zero in every calibration sample")
 
 
 def test_values_outside_an_estimated_range_are_counted(net):
     found = run(net, X, method="percentile", coverage=0.9).ranges["h"]
     assert 0.02 < found.outside_fraction <= 0.1
-    assert run(net, X).ranges["h"].outside_fraction == 0
+    assert run(net, X, collect="histograms").ranges["h"].outside_fraction == 0
+    assert run(net, X).ranges["h"].outside_fraction is None  # extremes alone do not tell
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

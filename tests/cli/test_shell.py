@@ -128,7 +128,7 @@ def test_every_command_has_help_and_the_common_flags(shell, command):
         (["--nope"], "No such option"),
         (["run"], "Missing argument"),
         (["calibrate", "m.onnx", "--samples", "0"], "--samples"),
-        (["calibrate", "m.onnx", "--method", "entropy"], "minmax"),
+        (["calibrate", "m.onnx", "--method", "entropie"], "minmax"),
         (["run", "r.yaml", "--from", "exprt"], "export"),
     ],
 )

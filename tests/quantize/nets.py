@@ -9,7 +9,7 @@ import onnx
 import onnx.parser
 
 from onnxq.artifacts import CalibrationResult, QuantizedModel
-from onnxq.calibrate.stage import calibrate
+from onnxq.calibrate.stage import Subject, calibrate
 from onnxq.graph import load_model, values_of
 from onnxq.quantize.stage import quantize
 from onnxq.recipe import CalibrateSection, QuantizeSection, Waiver
@@ -114,7 +114,9 @@ def calibrated(
     }
     samples = Samples("s", columns)
     section = CalibrateSection(samples=len(samples))
-    return Net(path, samples, calibrate(path, values, samples, section, folder / "ranges"))
+    targets = tuple(load_target(name) for name in TARGETS)
+    subject = Subject(path, *values, targets[0], also_for=targets)
+    return Net(path, samples, calibrate(subject, samples, section, folder / "ranges"))
 
 
 RESIDUAL = (

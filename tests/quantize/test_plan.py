@@ -1,6 +1,7 @@
 """The plan: decided without touching the graph."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -9,9 +10,11 @@ from onnxq.errors import QuantizationError
 from onnxq.graph import load_graph
 from onnxq.qtypes import IntType
 from onnxq.quantize.plan import Plan, make_plan
+from onnxq.quantize.stage import quantize
+from onnxq.recipe import QuantizeSection
 from onnxq.target import load_target
 
-from .nets import HEAD, TARGETS, Net, calibrated, conv_then, residual, weights
+from .nets import HEAD, TARGETS, Int8, Net, calibrated, conv_then, outputs, residual, weights
 
 
 def plan_of(net: Net, target: str = "ort-x86", **exclude: str) -> Plan:
@@ -58,7 +61,7 @@ def test_what_lies_before_a_folded_relu_gets_the_range_behind_it(tmp_path):
     found = plan_of(net).activations
     assert found["a"] == found["b"]
     assert found["a"].zero_point == 0
-    assert net.ranges.ranges["a"].low < 0
+    assert "a" not in net.ranges.ranges  # nothing is asked of it, so it was not looked at
 
 
 @pytest.mark.parametrize(
@@ -161,3 +164,80 @@ def test_a_domain_behind_operators_that_keep_every_value_pins_the_source(tmp_pat
     found = plan_of(net, target).activations
     assert found["m"] == found["a"]
     assert found["m"].range[1] == pytest.approx(8, abs=found["m"].scale)
+
+
+# --- symmetric activations, powers of two -------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_target_with_powers_of_two_has_no_other_scale(tmp_path, name, symmetric):
+    net = residual(tmp_path)
+    target = load_target(name).model_copy(
+        update={"power_of_two": True, "activation_symmetric": symmetric}
+    )
+    plan = make_plan(load_graph(net.path), target, net.ranges.ranges, {})
+    plain = plan_of(net, name)
+    for tensor, found in plan.activations.items():
+        assert np.frexp(found.scale)[0] == 0.5
+        usual = plain.activations[tensor].scale
+        assert usual * 0.999 <= found.scale < usual * (4.1 if symmetric else 2.1)
+    for tensor, weight in plan.weights.items():
+        assert (np.frexp(weight.scales)[0] == 0.5).all()
+        ratio = weight.scales / plain.weights[tensor].scales
+        assert ((ratio >= 1) & (ratio < 2)).all()
+
+
+def test_with_powers_of_two_a_bias_too_large_still_fits(tmp_path):
+    net = conv_then(tmp_path, "[op_1] y = Relu(c)", big=np.float32([1]))
+    graph = load_graph(net.path)
+    graph.graph.initializers["w"].const_value = ir.tensor(weights(4, 3, 1, 1) * np.float32(1e-9))
+    graph.graph.initializers["b"].const_value = ir.tensor(np.float32([60, 0, 0, 1e-9]))
+    target = load_target("ort-x86").model_copy(update={"power_of_two": True})
+    plan = make_plan(graph, target, net.ranges.ranges, {})
+    scales = plan.weights["w"].scales
+    assert (np.frexp(scales)[0] == 0.5).all()
+    assert 60 / (plan.activations["x"].scale * scales[0]) < 2**31
+    assert any("1 output channel" in finding.where for finding in plan.findings)
+
+
+@pytest.mark.parametrize(("name", "zero"), [("ort-x86", 128), ("stm32n6", 0)])
+def test_a_target_with_symmetric_activations_has_zero_in_the_middle(tmp_path, name, zero):
+    net = residual(tmp_path)
+    target = load_target(name).model_copy(update={"activation_symmetric": True})
+    plan = make_plan(load_graph(net.path), target, net.ranges.ranges, {})
+    assert {found.zero_point for found in plan.activations.values()} == {zero}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("optimization", ["none", "full"])
+@pytest.mark.parametrize(
+    ("symmetric", "power_of_two"), [(True, False), (False, True), (True, True)]
+)
+def test_such_a_file_computes_what_the_model_does(
+    tmp_path, name, optimization, symmetric, power_of_two
+):
+    net = residual(tmp_path)
+    update = {"activation_symmetric": symmetric, "power_of_two": power_of_two}
+    target = load_target(name).model_copy(update=update)
+    output = tmp_path / "int8.onnx"
+    record = quantize(net.path, net.ranges, target, QuantizeSection(), output)
+    found = Int8(net, output, record, onnx.load(output))
+    assert found.error(optimization) < 255 * 0.05  # steps of 255 in the output's range
+
+
+@pytest.mark.parametrize("optimization", ["none", "full"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_clip_still_clips_where_the_grid_reaches_further(tmp_path, optimization, symmetric):
+    net = conv_then(
+        tmp_path, "[op_1] y = Clip(c, low, high)", low=np.float32(0), high=np.float32(0.3)
+    )
+    target = load_target("ort-x86").model_copy(
+        update={"power_of_two": True, "activation_symmetric": symmetric}
+    )
+    output = tmp_path / "int8.onnx"
+    quantize(net.path, net.ranges, target, QuantizeSection(), output)
+    found = outputs(output, net.samples, optimization)["y"]
+    exact = outputs(net.path, net.samples)["y"]
+    assert exact.max() == np.float32(0.3)
+    assert np.abs(found - exact).max() < 0.3 * 0.05

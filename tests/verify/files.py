@@ -8,7 +8,7 @@ import onnx.parser
 import onnx_ir as ir
 
 from onnxq.artifacts import QuantizedModel
-from onnxq.calibrate.stage import calibrate
+from onnxq.calibrate.stage import Subject, calibrate
 from onnxq.graph import load_model, values_of
 from onnxq.quantize.stage import quantize
 from onnxq.recipe import CalibrateSection, QuantizeSection
@@ -40,7 +40,8 @@ def quantized(folder: Path, model: onnx.ModelProto) -> tuple[Path, Path, Quantiz
     random = np.random.default_rng(7)
     columns = {v.name: random.standard_normal((16, *v.shape[1:])).astype("f") for v in values[0]}
     samples = Samples("s", columns)
-    ranges = calibrate(fp32, values, samples, CalibrateSection(samples=16), folder / "ranges")
+    subject = Subject(fp32, *values, X86)
+    ranges = calibrate(subject, samples, CalibrateSection(samples=16), folder / "ranges")
     return fp32, int8, quantize(fp32, ranges, X86, QuantizeSection(), int8)
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from onnxq.artifacts import LayerDistance, VerificationReport
+from onnxq.artifacts import LayerDistance, TensorRange, VerificationReport
 from onnxq.verify.report.formatting import MISSING, byte_unit, integer, number, percent
 from onnxq.verify.report.tables import (
     Section,
@@ -72,12 +72,16 @@ def ranges(report: VerificationReport) -> Section:
             *(number(value) for value in (item[1].low, item[1].high)),
             *(number(value) for value in (item[1].observed_low, item[1].observed_high)),
             percent(item[1].outside_fraction),
-            percent(item[1].zeros / item[1].values if item[1].values else None),
+            percent(_share_of_zeros(item[1])),
             item[1].pinned or MISSING,
         ),
     )
     lead = f"What tensors are quantized over, beside what calibration saw: {len(table.rows)}."
     return Section("ranges", "Ranges", lead, (table,), folded=True, long=True)
+
+
+def _share_of_zeros(seen: TensorRange) -> float | None:
+    return seen.zeros / seen.values if seen.zeros is not None and seen.values else None
 
 
 def coverage(report: VerificationReport) -> Section:

@@ -1,0 +1,113 @@
+"""The graph that calibration runs: cut to what is looked at, reduced inside where that will do."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import TensorProto, helper
+
+from onnxq.graph import cut_to
+
+__all__ = ["REDUCTIONS", "Instrumented", "float_tensors", "values_graphs", "with_reductions"]
+
+REDUCTIONS = {"low": "ReduceMin", "high": "ReduceMax", "sum": "ReduceSum", "size": "Size"}
+# Operators that hand values on as they are: what is not finite behind them was so before.
+_MOVERS = frozenset(
+    {
+        "Concat", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape",
+        "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Instrumented:
+    """A graph, and what its outputs are.
+
+    ``values`` come out whole. Of the tensors ``reduced`` the four REDUCTIONS come out, called
+    ``<tensor>/<reduction>``; of the ``guards`` the sum alone: it is not finite where a value is
+    not, or where finite values overflow it.
+    """
+
+    model: onnx.ModelProto
+    values: tuple[str, ...] = ()
+    reduced: tuple[str, ...] = ()
+    guards: tuple[str, ...] = ()
+
+
+def float_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of all float32 tensors that are computed at run time, graph inputs first."""
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    }
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value.name for value in model.graph.input if value.name not in constants]
+    computed = [
+        name for node in model.graph.node if node.op_type != "Constant" for name in node.output
+    ]
+    return tuple(n for n in (*inputs, *computed) if types.get(n) == TensorProto.FLOAT)
+
+
+def with_reductions(model: onnx.ModelProto, tensors: Sequence[str]) -> Instrumented:
+    """Smallest and largest value, sum and size of ``tensors``, computed inside the graph."""
+    guards = _guards(model, tensors)
+    wanted = [(tensor, kind) for tensor in tensors for kind in REDUCTIONS]
+    wanted += [(tensor, "sum") for tensor in guards]
+    return Instrumented(_reduced(model, wanted, ()), reduced=tuple(tensors), guards=guards)
+
+
+def values_graphs(
+    model: onnx.ModelProto, tensors: Sequence[str], sizes: Mapping[str, int], budget_bytes: int
+) -> tuple[Instrumented, ...]:
+    """Graphs that between them give out ``tensors`` whole, each at most ``budget_bytes`` a run.
+
+    ``sizes`` are bytes a run. Each graph is cut to what its tensors need; the last one, which needs
+    most, carries the guards. A tensor larger than the budget has a graph of its own. Graph inputs
+    are left out: they are known.
+    """
+    inputs = {value.name for value in model.graph.input}
+    groups: list[list[str]] = [[]]
+    used = 0
+    for tensor in tensors:
+        if tensor in inputs:
+            continue
+        if groups[-1] and used + sizes[tensor] > budget_bytes:
+            groups.append([])
+            used = 0
+        groups[-1].append(tensor)
+        used += sizes[tensor]
+    guards = _guards(model, tensors)
+    found = []
+    for number, group in enumerate(groups, start=1):
+        watched = guards if number == len(groups) else ()
+        graph = _reduced(model, [(tensor, "sum") for tensor in watched], group)
+        found.append(Instrumented(graph, values=tuple(group), guards=watched))
+    return tuple(found)
+
+
+def _guards(model: onnx.ModelProto, observed: Iterable[str]) -> tuple[str, ...]:
+    """Float tensors that are not looked at, yet may hold a NaN that a Relu or Clip behind hides."""
+    known = set(observed) | {value.name for value in model.graph.input}
+    moved = {name for node in model.graph.node if node.op_type in _MOVERS for name in node.output}
+    return tuple(name for name in float_tensors(model) if name not in known | moved)
+
+
+def _reduced(
+    model: onnx.ModelProto, reductions: Sequence[tuple[str, str]], values: Sequence[str]
+) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    known = {value.name: value for value in (*model.graph.output, *model.graph.value_info)}
+    outputs = [known[name] for name in values]
+    for tensor, kind in reductions:
+        name = f"{tensor}/{kind}"
+        type_ = TensorProto.INT64 if kind == "size" else TensorProto.FLOAT
+        outputs.append(helper.make_tensor_value_info(name, type_, ()))
+        node = helper.make_node(REDUCTIONS[kind], [tensor], [name], name=name)
+        if kind != "size":
+            node.attribute.append(helper.make_attribute("keepdims", 0))
+        copy.graph.node.append(node)
+    del copy.graph.output[:]
+    copy.graph.output.extend(outputs)
+    return cut_to(copy)

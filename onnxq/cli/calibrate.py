@@ -1,0 +1,266 @@
+"""``onnxq calibrate|merge``, and the flags by which samples and a method are given."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+import yaml
+
+from onnxq.artifacts import CalibrationResult
+from onnxq.calibrate.resources import Resources
+from onnxq.cli.console import DONE, Screen, command_options
+from onnxq.cli.flags import (
+    build_dir_option,
+    chosen_target,
+    domain_option,
+    flag,
+    is_recipe,
+    parsed_domains,
+    path_type,
+    required,
+    run_stage,
+    say_findings,
+    target_option,
+)
+from onnxq.errors import UsageError
+from onnxq.recipe import CalibrateSection, Method
+
+if TYPE_CHECKING:
+    from onnxq.plain.calibrate import Data
+
+__all__ = ["FOR_CALIBRATING", "calibrate", "data_of", "data_options", "merge"]
+
+_METHOD_OPTIONS = ("method", "coverage", "momentum", "power", "sigmas")
+_SECTION_OPTIONS = (*_METHOD_OPTIONS, "collect", "optimization", "seed")
+FOR_CALIBRATING = frozenset(
+    {*_SECTION_OPTIONS, "data", "source_options", "samples", "smoke_test_random", "domains"}
+)
+
+
+def _method_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed((
+        click.option(
+            "--method", type=click.Choice(get_args(Method)),
+            help="How statistics become ranges: smallest and largest value (minmax, the default); "
+            "moving average of each sample's (ema); share of values kept (percentile); least error "
+            "(mse); least information lost (entropy); mean ± k·σ (meanstd).",
+        ),
+        click.option("--coverage", type=float, help="Share kept by percentile (0.9999)."),
+        click.option("--momentum", type=float, help="Weight of the newest sample in ema (0.05)."),
+        click.option("--power", type=float, help="Power of the error in mse (2; 2.4 clips less)."),
+        click.option("--sigmas", type=float, help="Standard deviations in meanstd (5.5)."),
+    )):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Flags that say which samples a plain model is calibrated on, and how."""
+    for option in reversed((
+        click.option(
+            "--data", metavar="SOURCE",
+            help=".npz, .npy, .safetensors, .h5, .pt, a folder of arrays or pictures, or "
+            "module:function.",
+        ),
+        click.option(
+            "--option", "source_options", multiple=True, metavar="KEY=VALUE",
+            help="Option of the source: --option size=256 --option crop=224 for pictures, …",
+        ),
+        click.option("--samples", type=click.IntRange(1), help="How many (default: up to 200)."),
+        click.option("--seed", type=click.IntRange(0), help="Seed of the choice (0)."),
+        _method_options,
+        click.option(
+            "--collect", type=click.Choice(["extremes", "histograms"]),
+            help="histograms let the method be changed later without running the model again; "
+            "extremes are quicker and do for minmax and ema (default: what --method needs).",
+        ),
+        click.option(
+            "--optimization", type=click.Choice(["none", "full"]),
+            help="none (default) computes what the graph says, as onnxruntime's calibrators do; "
+            "full lets ONNX Runtime fuse: faster, and equal but for rounding.",
+        ),
+        click.option(
+            "--smoke-test-random", is_flag=True,
+            help="Calibrate on random numbers; the model is stamped and never verified.",
+        ),
+        domain_option,
+    )):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def _resource_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed((
+        click.option(
+            "--resume", is_flag=True,
+            help="Go on from what an interrupted run has left beside -o; not a bit changes.",
+        ),
+        click.option(
+            "--checkpoint", type=click.FloatRange(min=0.01), metavar="SECONDS",
+            help="Keep what is done about every SECONDS (10).",
+        ),
+        click.option(
+            "--max-memory", type=click.FloatRange(min=1), metavar="MB",
+            help="Most memory of one process; the forecast is compared with it before work.",
+        ),
+        click.option(
+            "--workers", type=click.IntRange(1), metavar="N",
+            help="Processes that share the samples (1; one process uses all cores already).",
+        ),
+        click.option(
+            "--ray", metavar="ADDRESS",
+            help="Share the samples over a running Ray cluster (needs onnxq[ray]).",
+        ),
+    )):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def data_of(options: dict[str, Any]) -> "Data":
+    """The samples that flags ask for. Raises UsageError."""
+    from onnxq.plain.calibrate import Data
+
+    source, random = options["data"], options["smoke_test_random"]
+    if (source is None) == (not random):
+        raise UsageError(
+            "give `--data SOURCE` (and not --smoke-test-random beside it)",
+            where="usage",
+            do="calibration needs real samples; --smoke-test-random is for trying the tool only",
+        )
+    return Data(
+        source=source,
+        domains=parsed_domains(options["domains"]),
+        section=_section(options, _SECTION_OPTIONS),
+        samples=options["samples"],
+        options=_parsed_options(options["source_options"]),
+    )
+
+
+def _section(options: dict[str, Any], names: tuple[str, ...]) -> CalibrateSection:
+    given = {name: options[name] for name in names if options[name] is not None}
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{value} is no number to use", where=f"--{name}")
+    with flag("usage"):
+        return CalibrateSection.model_validate(given)
+
+
+def _parsed_options(texts: tuple[str, ...]) -> dict[str, object]:
+    parsed = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"`{text}` is not of the form KEY=VALUE", where="--option")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError as fault:
+            raise UsageError(f"`{value}` is no value: {fault}", where="--option") from fault
+    return parsed
+
+
+def _resources(options: dict[str, Any]) -> Resources:
+    if options["ray"] is not None and options["workers"] is not None:
+        raise UsageError("give --workers or --ray, not both", where="usage")
+    return Resources(
+        workers=options["workers"] or 1,
+        ray=options["ray"],
+        max_memory_mb=options["max_memory"],
+        resume=options["resume"],
+        checkpoint_seconds=options["checkpoint"] or Resources.checkpoint_seconds,
+    )
+
+
+@click.command()
+@click.argument("model", type=path_type)
+@target_option
+@build_dir_option
+@data_options
+@click.option("--exclude", multiple=True, metavar="NODE", help="This node will stay float.")
+@click.option(
+    "--also-for",
+    multiple=True,
+    metavar="TARGET",
+    help="Look at what this target needs too, so that one calibration serves both.",
+)
+@_resource_options
+@click.option("-o", "output", type=path_type, help="Folder for statistics and ranges.")
+@command_options
+def calibrate(
+    model: Path,
+    target: str | None,
+    build_dir: Path | None,
+    output: Path | None,
+    screen: Screen,
+    **options: Any,
+) -> int:
+    """Find the range of every tensor that will carry Q/DQ, of a recipe's graph or a plain
+    MODEL.onnx.
+
+    \b
+      onnxq calibrate model.onnx --data calib.npz -o calibration
+      onnxq calibrate model.onnx --data calib.npz --method mse -o calibration
+      onnxq quantize model.onnx --calibration calibration -o int8.onnx
+
+    This takes the place of a CalibrationDataReader and a create_calibrator call of onnxruntime:
+    minmax gives the same ranges to the last bit, and no method keeps activations, so memory does
+    not grow with the samples. Samples are checked first (names, shapes, NaN); an Inf or NaN inside
+    the network is an error that names sample, tensor and node.
+
+    The folder holds statistics.safetensors and calibration.json with ranges, method, seed and every
+    sample's number and hash. Repeated with another method that the statistics suffice for, the
+    command makes new ranges without running the model. Statistics of several machines are joined
+    by `onnxq merge`.
+    """  # noqa: D301 - click keeps lines after this control character
+    resources = _resources(options)
+    if is_recipe(model):
+        return run_stage(model, "calibrate", target, build_dir, screen, resources)
+    from onnxq.plain.calibrate import Means, calibrate_file
+
+    data = data_of(options)
+    folder = required(output, "-o DIR")
+    means = Means(
+        excluded=dict.fromkeys(options["exclude"], "--exclude"),
+        also_for=tuple(chosen_target(name) for name in options["also_for"]),
+        resources=resources,
+        progress=screen.progress,
+    )
+    result = calibrate_file(model, chosen_target(target), data, folder, means)
+    return _say_result(screen, folder, result)
+
+
+@click.command()
+@click.argument("folders", type=path_type, nargs=-1, required=True, metavar="DIR…")
+@_method_options
+@click.option("-o", "output", type=path_type, required=True, help="Folder for the result.")
+@command_options
+def merge(folders: tuple[Path, ...], output: Path, screen: Screen, **options: Any) -> int:
+    """Join statistics that `onnxq calibrate` made, on this machine or on others.
+
+    \b
+      onnxq merge machine-1 machine-2 -o calibration
+      onnxq merge calibration --method mse -o calibration-mse
+
+    All must be of the same model, target, tensors and preprocessing, and no sample may be in two of
+    them. The result does not depend on their order, and is what one machine would have collected
+    from all samples. Unless a method is given, ranges are made as in the first of them.
+    """  # noqa: D301 - as above
+    from onnxq.plain.calibrate import merge_folders
+
+    asked = any(options[name] is not None for name in _METHOD_OPTIONS)
+    section = _section(options, _METHOD_OPTIONS) if asked else None
+    return _say_result(screen, output, merge_folders(folders, output, section))
+
+
+def _say_result(screen: Screen, folder: Path, result: CalibrationResult) -> int:
+    screen.say(
+        f"{folder}: {len(result.ranges)} ranges by {result.method} from "
+        f"{len(result.choice.indices)} samples ({result.choice.plan})",
+        mark=DONE,
+    )
+    for note in result.choice.notes:
+        screen.say(f"  ! {note}")
+    say_findings(screen, result.findings)
+    screen.result({"exit_code": 0, "record": result.model_dump(mode="json")})
+    return 0

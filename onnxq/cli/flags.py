@@ -1,0 +1,143 @@
+"""Flags that several commands share, and what they mean."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+from pydantic import ValidationError
+
+from onnxq.artifacts import Finding
+from onnxq.calibrate.resources import Resources
+from onnxq.cli.console import Screen
+from onnxq.cli.run import default_folder, run_recipe
+from onnxq.errors import UsageError
+from onnxq.pipeline import Stage
+from onnxq.recipe import load_recipe
+from onnxq.target import Target
+
+__all__ = [
+    "build_dir_option",
+    "chosen_target",
+    "domain_option",
+    "flag",
+    "is_recipe",
+    "parsed_domains",
+    "path_type",
+    "refuse_flags",
+    "required",
+    "run_stage",
+    "say_findings",
+    "target_option",
+]
+
+_FOR_RECIPES = frozenset({"build_dir"})
+_RESOURCES = frozenset({"workers", "ray", "max_memory", "checkpoint"})
+_WITH_RECIPE = _FOR_RECIPES | _RESOURCES | {"target", "as_json", "quiet", "verbose"}
+path_type = click.Path(path_type=Path)
+target_option = click.option(
+    "--target",
+    help="Target (`onnxq targets`). Unless given: the recipe's, that of the INT8 file's record, or "
+    "ort-x86.",
+)
+build_dir_option = click.option("--build-dir", type=path_type, help="Where a recipe's results go.")
+domain_option = click.option(
+    "--domain", "domains", multiple=True, metavar="NAME=LOW,HIGH",
+    help="Declare the domain of an input or output; it pins the scale.",
+)  # fmt: skip
+
+
+def is_recipe(path: Path) -> bool:
+    """True for a recipe; raises UsageError for flags that do not go with what ``path`` is."""
+    if path.suffix in {".yaml", ".yml"}:
+        do = f"set it in the recipe, or once with `onnxq run {path} --set KEY=VALUE`"
+        refuse_flags(lambda name: name not in _WITH_RECIPE, "for plain files", str(path), do)
+        return True
+    do = "leave it out: `-o` or --report says where results go"
+    refuse_flags(lambda name: name in _FOR_RECIPES, "for recipes", str(path), do)
+    return False
+
+
+def refuse_flags(unused: Callable[[str], bool], purpose: str, where: str, do: str) -> None:
+    """Raise UsageError if a flag was given that would be ignored."""
+    context = click.get_current_context()
+    flags = [
+        f"`{option.opts[0]}`"
+        for option in context.command.params
+        if isinstance(option, click.Option)
+        and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+        and unused(str(option.name))
+    ]
+    if flags:
+        verb = "is" if len(flags) == 1 else "are"
+        raise UsageError(f"{', '.join(flags)} {verb} {purpose} only", where=where, do=do)
+
+
+def run_stage(
+    recipe: Path,
+    stage: Stage,
+    target: str | None,
+    build_dir: Path | None,
+    screen: Screen,
+    resources: Resources | None = None,
+) -> int:
+    """Run a recipe up to ``stage``; the exit code."""
+    settings = (f"target={target}",) if target else ()
+    loaded = load_recipe(recipe, settings)
+    folder = build_dir or default_folder(loaded, target, quick=False)
+    return run_recipe(loaded, folder, screen, last=stage, resources=resources)
+
+
+def chosen_target(target: str | None) -> Target:
+    """The target that is asked for, or the usual one."""
+    from onnxq.plain.quantize import target_for
+
+    return target_for(None, target)
+
+
+def required(value: Any, flag: str) -> Any:
+    """``value``; raises UsageError if the flag was not given."""
+    if value is None:
+        raise UsageError(f"`{flag}` is needed for a plain file", where="usage")
+    return value
+
+
+@contextlib.contextmanager
+def flag(name: str) -> Iterator[None]:
+    """Turn a value that a section of the recipe refuses into a UsageError that names the flag."""
+    try:
+        yield
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        raise UsageError(
+            f"{first['msg'].removeprefix('Value error, ')} (found {first['input']!r:.60})",
+            where=name,
+        ) from fault
+
+
+def parsed_domains(domains: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """What ``--domain`` says. Raises UsageError for what is no interval."""
+    parsed = {}
+    for text in domains:
+        name, _, interval = text.partition("=")
+        try:
+            low, high = (float(part) for part in interval.split(","))
+        except ValueError:
+            raise UsageError(
+                f"`{text}` is not of the form NAME=LOW,HIGH", where="--domain"
+            ) from None
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise UsageError(
+                f"`{text}` is no interval of finite numbers with LOW below HIGH", where="--domain"
+            )
+        parsed[name] = (low, high)
+    return parsed
+
+
+def say_findings(screen: Screen, findings: Iterable[Finding]) -> None:
+    """One line for each."""
+    for finding in findings:
+        screen.say(f"  ! {finding.where}: {finding.what}")

@@ -1,0 +1,209 @@
+"""Which nodes a target computes on integers, and which tensors then carry Q/DQ.
+
+Told from the graph and the target alone: calibration has to know it before there is any range.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import onnx_ir as ir
+
+from onnxq.graph import constant_of, output_channel_axis
+from onnxq.target import Target
+
+__all__ = [
+    "data_inputs",
+    "float_reasons",
+    "fold_sources",
+    "observed_tensors",
+    "pad_fill",
+    "roots_of",
+]
+
+_CONSTANT_INPUTS = {
+    "Conv": {1: "weight", 2: "bias"},
+    "ConvTranspose": {1: "weight", 2: "bias"},
+    "Gemm": {1: "weight", 2: "bias"},
+    "Clip": {1: "lower bound", 2: "upper bound"},
+    "PRelu": {1: "slope"},
+    "Pad": {2: "fill value"},
+}
+
+
+def observed_tensors(
+    graph: ir.Graph, targets: Sequence[Target], exclude: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Tensors whose range decides a scale on one of ``targets``, in the order of the graph: float
+    inputs and outputs, and of all that carry Q/DQ the one that each takes its scale from.
+
+    Behind operators that only move values that is what goes into the first of them; before a folded
+    Relu or Clip it is what comes out.
+    """
+    nodes = [node for node in graph if node.op_type != "Constant"]
+    wanted = {str(value.name) for value in (*graph.inputs, *graph.outputs)}
+    for target in targets:
+        wanted |= _wanted_on(target, nodes, exclude)
+    values = [*graph.inputs, *(value for node in nodes for value in node.outputs)]
+    return tuple(
+        str(value.name)
+        for value in values
+        if str(value.name) in wanted
+        and value.dtype == ir.DataType.FLOAT
+        and constant_of(value) is None
+    )
+
+
+def _wanted_on(target: Target, nodes: Sequence[ir.Node], exclude: Mapping[str, str]) -> set[str]:
+    reasons = float_reasons(nodes, target, exclude)
+    chosen = [node for node in nodes if str(node.name) not in reasons]
+    roots, folds = roots_of(chosen, target), fold_sources(chosen, target)
+    wanted = set()
+    for node in chosen:
+        for value in (*data_inputs(node), *node.outputs):
+            name = folds.get(str(value.name), str(value.name))
+            wanted.add(roots.get(name, name))
+        if pad_fill(node):  # may turn out to leave its input's range, and then needs its own
+            wanted |= {str(value.name) for value in (node.inputs[0], node.outputs[0]) if value}
+    return wanted
+
+
+def float_reasons(
+    nodes: Sequence[ir.Node], target: Target, exclude: Mapping[str, str]
+) -> dict[str, str]:
+    """Why each node that stays float does so; ``exclude`` names some with the caller's reason."""
+    reasons: dict[str, str] = {}
+    for node in nodes:
+        name = str(node.name)
+        reason = exclude[name] or "excluded" if name in exclude else ""
+        reason = reason or _own_reason(node, target) or _odd_form(node, target)
+        if reason:
+            reasons[str(node.name)] = reason
+    _keep(reasons, nodes, target.folded_ops, _follows_integer(reasons, target))
+    _keep(reasons, nodes, target.data_ops, _touches_integer(nodes, reasons, target))
+    return reasons
+
+
+def _own_reason(node: ir.Node, target: Target) -> str:
+    """Why the node cannot be integer whatever its neighbours are; empty if it can."""
+    if node.op_type not in {*target.integer_ops, *target.data_ops, *target.folded_ops}:
+        return f"{target.name} has no integer {node.op_type}"
+    if not node.outputs or node.outputs[0].dtype != ir.DataType.FLOAT:
+        return "its result is not float32"
+    computed = [
+        index for index, value in enumerate(node.inputs) if value and constant_of(value) is None
+    ]
+    for index, role in _CONSTANT_INPUTS.get(node.op_type, {}).items():
+        if index in computed:
+            return f"its {role} is computed at run time"
+    if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
+        return "only nearest Resize moves values unchanged"
+    factors = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
+    if node.op_type == "Gemm" and factors != [1.0, 1.0]:
+        return "alpha or beta is not 1"
+    return ""
+
+
+def _odd_form(node: ir.Node, target: Target) -> str:
+    """Why this node is not what its operator type promises: to move values, to cut at zero.
+
+    A data operator is given its input's scale, a Relu or Clip the range that holds zero.
+    """
+    constants = [constant_of(value) for value in node.inputs]
+    if node.op_type in target.data_ops and constants[0] is not None:
+        return "it moves a constant"
+    if node.op_type == "Clip":
+        low, high = (*constants[1:], None, None)[:2]
+        if (low is not None and low > 0) or (high is not None and high < 0):
+            return "its bounds leave zero out"
+    if node.op_type == "Gemm" and len(constants) > 2 and constants[2] is not None:
+        weight = constants[1]
+        if weight is None or constants[2].shape != (weight.shape[output_channel_axis(node)],):
+            return "its bias is not one number for each output"
+    return ""
+
+
+def _keep(
+    reasons: dict[str, str],
+    nodes: Sequence[ir.Node],
+    op_types: Sequence[str],
+    reason_of: Callable[[ir.Node], str],
+) -> None:
+    for node in nodes:
+        if node.op_type in op_types and str(node.name) not in reasons:
+            reason = reason_of(node)
+            if reason:
+                reasons[str(node.name)] = reason
+
+
+def _follows_integer(reasons: Mapping[str, str], target: Target) -> Callable[[ir.Node], str]:
+    def reason(node: ir.Node) -> str:
+        producer = node.inputs[0].producer() if node.inputs[0] else None
+        if (
+            producer is not None
+            and producer.op_type in target.integer_ops
+            and str(producer.name) not in reasons
+        ):
+            return ""
+        return "no integer operator before it to fold into"
+
+    return reason
+
+
+def _touches_integer(
+    nodes: Sequence[ir.Node], reasons: Mapping[str, str], target: Target
+) -> Callable[[ir.Node], str]:
+    roots = roots_of(nodes, target)
+    touched = {
+        roots.get(str(value.name), str(value.name))
+        for node in nodes
+        if node.op_type not in target.data_ops and str(node.name) not in reasons
+        for value in (*data_inputs(node), *node.outputs)
+    }
+
+    def reason(node: ir.Node) -> str:
+        root = roots.get(str(node.outputs[0].name), "")
+        return "" if root in touched else "moves values between float operators"
+
+    return reason
+
+
+def data_inputs(node: ir.Node) -> list[ir.Value]:
+    """Inputs that carry values: not weights, biases, shapes, bounds or scales."""
+    present = [value for value in node.inputs if value is not None]
+    if node.op_type in {"Conv", "ConvTranspose", "Gemm", "PRelu"}:
+        return present[:1]
+    if node.op_type in {"Add", "Sub", "Mul", "Div", "Max", "Min", "Concat", "MatMul"}:
+        return present
+    if node.op_type == "Where":
+        return present[1:]
+    return present[:1]
+
+
+def pad_fill(node: ir.Node) -> float:
+    """What a Pad fills with; 0 for one that repeats values, and for any other operator."""
+    if node.op_type != "Pad" or node.attributes.get_string("mode", "constant") != "constant":
+        return 0.0
+    fill = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    return 0.0 if fill is None else float(fill)
+
+
+def roots_of(nodes: Sequence[ir.Node], target: Target) -> dict[str, str]:
+    """For every tensor behind operators that only move values: the tensor that it started as."""
+    roots: dict[str, str] = {}
+    for node in nodes:
+        if node.op_type in target.data_ops and node.inputs and node.inputs[0] is not None:
+            source = str(node.inputs[0].name)
+            for output in node.outputs:
+                roots[str(output.name)] = roots.get(source, source)
+    return roots
+
+
+def fold_sources(chosen: Sequence[ir.Node], target: Target) -> dict[str, str]:
+    """Tensor before a folded operator → tensor after it, where the first has no other use."""
+    return {
+        str(node.inputs[0].name): str(node.outputs[0].name)
+        for node in chosen
+        if node.op_type in target.folded_ops
+        and node.inputs[0] is not None
+        and len(node.inputs[0].uses()) == 1
+        and not node.inputs[0].is_graph_output()
+    }

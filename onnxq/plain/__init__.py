@@ -1,0 +1,1 @@
+"""The stages on plain files, for people who arrive with an ``.onnx`` and no recipe."""

@@ -1,0 +1,132 @@
+"""Statistics and ranges of a plain ``.onnx``."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from onnxq.artifacts import CalibrationResult, ExportedModel
+from onnxq.calibrate.merge import Part, merged_evidence
+from onnxq.calibrate.resources import Resources, forget_pieces
+from onnxq.calibrate.stage import RECORD, Subject, calibrate, conclude, load_statistics
+from onnxq.export.stage import RECORD as EXPORT
+from onnxq.graph import load_model
+from onnxq.plain.export import Domains, export_file
+from onnxq.progress import Progress, silent
+from onnxq.recipe import CalibrateSection
+from onnxq.sample_checks import made_up_samples
+from onnxq.samples import Samples
+from onnxq.sources import open_source
+from onnxq.store import atomic_folder, load_record
+from onnxq.target import Target, load_target
+
+__all__ = ["Data", "Means", "calibrate_file", "calibrated", "merge_folders"]
+
+MOST_SAMPLES = 200
+EXPORTED, FP32 = "exported.onnx", "fp32.onnx"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where samples come from, and how they are used; ``source`` None means random numbers.
+
+    ``options`` are those of the source. ``samples`` None takes all there are, at most 200.
+    """
+
+    source: str | None
+    domains: Domains
+    section: CalibrateSection
+    samples: int | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file that samples come from, if they come from one."""
+        return (Path(self.source),) if self.source is not None else ()
+
+    def open(
+        self, exported: ExportedModel, batch: int, progress: Progress
+    ) -> tuple[Samples, CalibrateSection]:
+        """The samples, and the section with the number that will be taken."""
+        names = tuple(value.name for value in exported.inputs)
+        if self.source is None:
+            count = self.samples or 32
+            opened = made_up_samples(exported.inputs, count, self.section.seed)
+        else:
+            opened = open_source(
+                self.source, self.options, names, progress=progress, inputs=exported.inputs
+            )
+            count = self.samples or min(len(opened), MOST_SAMPLES) // batch * batch
+        return opened, self.section.model_copy(update={"samples": max(count, 1)})
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a calibration has at hand beside its data.
+
+    ``excluded`` maps names of nodes that stay float to the reason; the result serves the targets
+    ``also_for`` too. ``kept`` is where an earlier
+    result lies, and pieces of an unfinished one beside it.
+    """
+
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    also_for: tuple[Target, ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    kept: Path | None = None
+    progress: Progress = silent
+
+
+def calibrate_file(
+    model: Path, target: Target, data: Data, folder: Path, means: Means | None = None
+) -> CalibrationResult:
+    """Canonical graph, statistics and ranges of ``model`` in ``folder``, put there whole or not at
+    all; pieces of an interrupted run lie beside it. Raises as ``export`` and ``calibrate`` do."""
+    with atomic_folder(folder, RECORD) as work:
+        given = replace(means or Means(), kept=folder)
+        result = calibrated(model, target, data, work, given)
+    forget_pieces(folder)
+    return result
+
+
+def calibrated(
+    model: Path, target: Target, data: Data, work: Path, means: Means
+) -> CalibrationResult:
+    """Like ``calibrate_file``, into a folder that is the caller's to put in place."""
+    exported = export_file(model, target, data.domains, work)
+    subject = replace(
+        _subject(work, exported, target), exclude=means.excluded, also_for=means.also_for
+    )
+    samples, section = data.open(exported, subject.batch, means.progress)
+    return calibrate(
+        subject,
+        samples,
+        section,
+        work,
+        resources=means.resources,
+        kept=means.kept,
+        progress=means.progress,
+    )
+
+
+def _subject(work: Path, exported: ExportedModel, target: Target) -> Subject:
+    return Subject(work / FP32, exported.inputs, exported.outputs, target)
+
+
+def merge_folders(
+    folders: Sequence[Path], folder: Path, section: CalibrateSection | None = None
+) -> CalibrationResult:
+    """The statistics of ``folders``, made by ``calibrate_file``, as one in ``folder``.
+
+    ``section`` is how ranges are made of them; unless given, as in the first of them. Raises as
+    ``load_statistics`` and ``merged_evidence`` do.
+    """
+    parts = [Part(str(place), *load_statistics(place)) for place in folders]
+    evidence = merged_evidence(parts)
+    first = parts[0].result
+    chosen = section or CalibrateSection.model_validate(first.provenance.options)
+    with atomic_folder(folder, RECORD) as work:
+        for name in (EXPORT, FP32, EXPORTED):
+            shutil.copyfile(folders[0] / name, work / name)
+        exported = load_record(ExportedModel, work / EXPORT)
+        subject = _subject(work, exported, load_target(first.target))
+        return conclude(load_model(work / FP32), subject, chosen, evidence, work)
