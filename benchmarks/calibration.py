@@ -8,15 +8,17 @@
 Every calibration runs in a process of its own, between two measurements of the plain forward pass
 (ONNX Runtime, full optimization, its own number of threads, one sample a call), and is quoted as a
 multiple of their mean: seconds differ from machine to machine and from minute to minute. What is
-measured while other processes take more than a tenth of the cores is measured again, three times at
-most, and the least disturbed kept. A cell is the median over rounds, or the largest peak of
-resident memory as the operating system tells it.
+measured while other processes take more than a tenth of the cores is measured again as long as
+patience lasts, and the least disturbed kept. A cell is the median over rounds, or the largest peak
+of resident memory as the operating system tells it. With 1,024 samples one histogram method stands
+for all: they collect the same.
 """
 
 import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,14 +37,15 @@ QUICK_ROUNDS = {32: 2}
 METHODS = ("minmax", "ema", "percentile", "mse", "entropy", "meanstd")
 CONTEXT = (System("forward", "plain"), System("forward", "fetch"))
 COMMAND = System("onnxq calibrate", "percentile")
+LARGE = 1024
+METHODS_OF_LARGE = ("minmax", "percentile")
 ONNXQ = (
     *(System("onnxq", method) for method in METHODS),
     *(System("onnxq", method, "full") for method in ("minmax", "percentile")),
 )
 PLAIN = System("forward", "plain", "full")
 SHARE_OF_MEMORY = 0.85
-ATTEMPTS = 3
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60.0
 
 Figures = dict[str, float]
 
@@ -50,8 +53,9 @@ Figures = dict[str, float]
 class Bench:
     """The files of a benchmark, and the processes that are measured on them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._folder = folder
+        self._patience_seconds = patience_seconds
         self._sizes: dict[str, Figures] = {}
 
     def prepare(self, network: str, counts: Iterable[int]) -> None:
@@ -61,13 +65,12 @@ class Bench:
             self._sizes[network] = self.job(System("prepare", network), network, count)
 
     def measure(self, system: System, network: str, count: int) -> Run:
-        """The least disturbed of up to three measurements."""
+        """The least disturbed of the measurements that patience allows."""
+        end = time.monotonic() + self._patience_seconds
         tried: list[Run] = []
-        while len(tried) < ATTEMPTS:
-            _wait_for_quiet()
+        while not tried or (tried[-1].disturbed > MOST_DISTURBED and time.monotonic() < end):
+            _wait_for_quiet(end)
             tried.append(self._measure(system, network, count))
-            if tried[-1].disturbed <= MOST_DISTURBED:
-                break
         return min(tried, key=lambda run: run.disturbed)
 
     def forecast_mb(self, network: str, count: int) -> float:
@@ -104,11 +107,13 @@ class Bench:
         )
 
     def _command(self, system: System, network: str, count: int) -> Figures:
+        out = self._folder / "out"
+        shutil.rmtree(out, ignore_errors=True)  # an earlier result would be used again
         options = {
             "--data": self._samples(network, count),
             "--samples": count,
             "--method": system.method,
-            "-o": self._folder / "out",
+            "-o": out,
         }
         words = (str(word) for pair in options.items() for word in pair)
         command = [sys.executable, "-m", "onnxq", "calibrate", str(self._model(network)), "--quiet"]
@@ -141,9 +146,9 @@ def _run(command: Sequence[str]) -> tuple[resource.struct_rusage, float]:
     return usage, max(0.0, others) / (time.perf_counter() - start) / (os.cpu_count() or 1)
 
 
-def _wait_for_quiet() -> None:
-    """Wait for a second in which nothing else runs; half a minute at most."""
-    for _ in range(PATIENCE_SECONDS):
+def _wait_for_quiet(end: float) -> None:
+    """Wait for a second in which nothing else runs, but not beyond ``end``."""
+    while time.monotonic() < end:
         busy = _busy_seconds()
         time.sleep(1)
         if (_busy_seconds() - busy) / (os.cpu_count() or 1) <= MOST_DISTURBED:
@@ -159,19 +164,24 @@ def _busy_seconds() -> float:
     return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
-def plan(rounds: dict[int, int], peers: str) -> Iterator[tuple[System, str, int]]:
+def plan(
+    rounds: dict[int, int], networks: Sequence[str], peers: str
+) -> Iterator[tuple[System, str, int]]:
     """What is measured, in order: rounds over everything, and last what needs much memory."""
     asked = {"all": list(PEERS), "minmax": ["MinMax"], "none": []}[peers]
     others = [System("onnxruntime", peer) for peer in asked]
     light = [system for system in others if not system.keeps_every_tensor]
     heavy = [system for system in others if system.keeps_every_tensor]
     for turn in range(max(rounds.values())):
-        for count, network in product(rounds, NETWORKS):
-            if turn < rounds[count]:
-                context = CONTEXT if count == min(rounds) else ()
-                for system in (*context, *light, *ONNXQ, COMMAND):
+        for count, network in product(rounds, networks):
+            if turn >= rounds[count]:
+                continue
+            context = CONTEXT if count == min(rounds) else ()
+            for system in (*context, *light, *ONNXQ, COMMAND):
+                if count < LARGE or system in light or system.method in METHODS_OF_LARGE:
                     yield system, network, count
-    for count, network, system in product(sorted(rounds)[:2], NETWORKS, heavy):
+    counts = [count for count in rounds if count < LARGE]
+    for count, network, system in product(counts, networks, heavy):
         for _ in range((rounds[count] + 1) // 2):
             yield system, network, count
 
@@ -215,21 +225,22 @@ def _free_mb() -> float:
     raise SystemExit("/proc/meminfo does not tell the free memory; run with --peers minmax")
 
 
-def compare(rounds: dict[int, int], peers: str, json_file: Path | None) -> None:
+def compare(options: argparse.Namespace) -> None:
     """Measure, print the table, write the figures."""
+    rounds = QUICK_ROUNDS if options.quick else {count: ROUNDS[count] for count in options.samples}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
-        for network in NETWORKS:
+        bench = Bench(Path(folder), options.patience)
+        for network in options.networks:
             bench.prepare(network, rounds)
-        runs, left_out = measured(bench, plan(rounds, peers))
+        runs, left_out = measured(bench, plan(rounds, options.networks, options.peers))
     said = ", ".join(f"{number} rounds of {count:,} samples" for count, number in rounds.items())
     machine = f"{os.cpu_count()} cores, onnxruntime {version('onnxruntime')}; {said}"
     disturbed = sum(run.disturbed > MOST_DISTURBED for run in runs)
     notes = [f"{disturbed} of {len(runs)} measurements were disturbed.", *left_out]
     print("\n\n".join([machine, table(runs, tuple(rounds)), *notes]))
-    if json_file is not None:
+    if options.json is not None:
         figures = {"machine": machine, "notes": notes, "runs": [asdict(run) for run in runs]}
-        json_file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 def count_values() -> None:
@@ -250,13 +261,24 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="32 samples, two rounds")
     parser.add_argument("--peers", choices=["all", "minmax", "none"], default="all")
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument(
+        "--samples", nargs="+", type=int, choices=list(ROUNDS), default=list(ROUNDS)
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        metavar="SECONDS",
+        default=PATIENCE_SECONDS,
+        help=f"how long to wait for other processes, each time ({PATIENCE_SECONDS:g})",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure")
     parser.add_argument("--counting", action="store_true", help="only compare ways of counting")
     options = parser.parse_args()
     if options.counting:
         count_values()
     else:
-        compare(QUICK_ROUNDS if options.quick else ROUNDS, options.peers, options.json)
+        compare(options)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def observed(model: Path) -> list[str]:
     from onnxq.target import load_target
 
     graph = ir.from_proto(onnx.load(model)).graph
-    return [name for name in observed_tensors(graph, load_target(TARGET), {}) if name != INPUT]
+    return [name for name in observed_tensors(graph, (load_target(TARGET),), {}) if name != INPUT]
 
 
 def fetching(
