@@ -43,9 +43,10 @@ class Target(_Facts):
     ``integer_ops`` compute on integers, ``data_ops`` only move values and share their input's
     parameters, ``folded_ops`` vanish into the Q that follows where its zero point is the smallest
     integer; every other operator stays float. With ``activation_symmetric`` the zero of every
-    activation is the middle of its type (0 of int8, 128 of uint8): behind a Relu half of the
-    integers go unused, and the Relu folds into no Q. With ``power_of_two`` every scale, of
-    activations and of weights, is a power of two, for hardware that shifts where others multiply.
+    activation is the middle of its type (0 of int8, 128 of uint8), so that behind a Relu half of
+    the integers go unused. With ``power_of_two`` every scale, of activations and of weights, is a
+    power of two, for hardware that shifts where others multiply. With either no operator is folded
+    away, as its bounds are not those of the integers.
     ``session_options`` are ONNX Runtime's configuration entries under which a file is verified and
     handed off. In ``commands``, ``{model}`` and ``{answers}`` stand for file names of the bundle.
     """
