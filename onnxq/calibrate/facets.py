@@ -1,6 +1,6 @@
 """What is known of samples, as cells: label bins or classes, timesteps, groups."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -11,12 +11,23 @@ from jaxtyping import Int, Shaped
 from onnxq.errors import DataError
 from onnxq.samples import Samples
 
-__all__ = ["Facet", "Kind", "facets_of", "group_facet", "label_facet", "timestep_facet"]
+__all__ = [
+    "Facet",
+    "Kind",
+    "facets_of",
+    "group_facet",
+    "label_facet",
+    "plural",
+    "some",
+    "timestep_facet",
+    "word_of",
+]
 
 Kind = Literal["label", "timestep", "group"]
 Values = Shaped[np.ndarray, " n"]
 _MOST_VALUES = 10  # of float labels that are told apart one by one; more are put in as many bins
 _MOST_STEPS = 50  # of timesteps, likewise
+_MOST_LISTED = 8  # cells named in one sentence
 
 
 @dataclass(frozen=True)
@@ -36,9 +47,7 @@ class Facet:
     @property
     def word(self) -> str:
         """What a person calls one of the cells."""
-        if self.kind == "label":
-            return "label bin" if self.edges else "label class"
-        return f"{self.kind} bin" if self.edges else self.kind
+        return word_of(self.kind, has_edges=bool(self.edges))
 
     @property
     def held(self) -> Int[np.ndarray, " cells"]:
@@ -50,15 +59,35 @@ class Facet:
         return np.bincount(self.cells[indices], minlength=len(self.names))
 
 
-def label_facet(samples: Samples, edges: tuple[float, ...] = ()) -> Facet:
+def word_of(kind: Kind, *, has_edges: bool) -> str:
+    """What a person calls a cell of this kind: a bin, or what every value is."""
+    if has_edges:
+        return f"{kind} bin"
+    return "label class" if kind == "label" else kind
+
+
+def plural(word: str, count: int) -> str:
+    """``word`` for ``count`` of it."""
+    if count == 1:
+        return word
+    return f"{word}es" if word.endswith("s") else f"{word}s"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first eight of them, and how many more there are."""
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return ", ".join(names[:_MOST_LISTED]) + more
+
+
+def label_facet(samples: Samples, edges: tuple[float, ...] = (), most: int = _MOST_VALUES) -> Facet:
     """Bins of the labels between ``edges``; without them, every class is a cell, and float labels
-    of more than 10 values are put into 10 bins of equal width.
+    of more than ``most`` values are put into as many bins of equal width.
 
     Raises DataError if the labels are not known, are no finite numbers, or are text and have edges.
     """
     labels = _known(samples, samples.labels, "labels", "leave out `label_edges` and `by_label`")
     if edges or np.issubdtype(labels.dtype, np.floating):
-        return _of_numbers("label", _finite(samples, labels, "label"), edges, _MOST_VALUES)
+        return _of_numbers("label", _finite(samples, labels, "label"), edges, most)
     return _of_values("label", labels)
 
 
@@ -76,17 +105,22 @@ def group_facet(samples: Samples) -> Facet:
     return _of_values("group", _known(samples, samples.groups, "groups", "set `by_group: false`"))
 
 
-def facets_of(samples: Samples, edges: Mapping[str, tuple[float, ...]]) -> tuple[Facet, ...]:
-    """All that is known of ``samples``; ``edges`` are those of bins, by kind.
+def facets_of(
+    samples: Samples, edges: Mapping[str, tuple[float, ...]] | None = None
+) -> tuple[Facet, ...]:
+    """All that is known of ``samples``. ``edges`` are those of bins, by kind: what is not among
+    them has a cell for every value; unless it is given, bins are made where values are many.
 
     Labels or timesteps that are not all finite, or that are text where edges are given, are no help
     in telling samples apart and are left out.
     """
+    labels, steps = ((edges or {}).get(kind, ()) for kind in ("label", "timestep"))
+    values, many = (_MOST_VALUES, _MOST_STEPS) if edges is None else (len(samples),) * 2
     found = []
-    if _is_usable(samples.labels, edges.get("label", ())):
-        found.append(label_facet(samples, edges.get("label", ())))
-    if _is_usable(samples.timesteps, edges.get("timestep", ())):
-        found.append(timestep_facet(samples, edges.get("timestep", ())))
+    if _is_usable(samples.labels, labels):
+        found.append(label_facet(samples, labels, values))
+    if _is_usable(samples.timesteps, steps):
+        found.append(timestep_facet(samples, steps, many))
     if samples.groups is not None:
         found.append(group_facet(samples))
     return tuple(found)

@@ -6,14 +6,21 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from onnxq.calibrate.facets import Facet, facets_of, group_facet, label_facet, timestep_facet
+from onnxq.calibrate.facets import (
+    Facet,
+    facets_of,
+    group_facet,
+    label_facet,
+    plural,
+    some,
+    timestep_facet,
+)
 from onnxq.errors import DataError
 from onnxq.recipe import CalibrateSection, Stratify
 from onnxq.samples import Samples
 
 __all__ = ["Draw", "choose"]
 
-_MOST_LISTED = 8  # cells named in one sentence
 _MOST_EMPTY = 100  # cells of one kind that are recorded though nothing was drawn from them
 
 
@@ -54,7 +61,7 @@ def choose(samples: Samples, section: CalibrateSection) -> Draw:
             do=f"give more data, or ask for {len(samples)} (`samples:` or --samples)",
         )
     kinds = {facet.kind for facet in planned}
-    known = (*planned, *(facet for facet in facets_of(samples, {}) if facet.kind not in kinds))
+    known = (*planned, *(facet for facet in facets_of(samples) if facet.kind not in kinds))
     if section.plan == "first":
         taken = np.arange(section.samples)
         plan, notes = f"the first {section.samples}", _notes_of_first(samples, known, taken)
@@ -151,7 +158,7 @@ def _notes(planned: Sequence[Facet], taken: Int[np.ndarray, " m"]) -> tuple[str,
         held, drawn = facet.held, facet.counted(taken)
         empty = [name for name, count in zip(facet.names, held, strict=True) if not count]
         if empty:
-            notes.append(f"no calibration sample has a {facet.kind} in {_some(empty)}")
+            notes.append(f"no calibration sample has a {facet.kind} in {some(empty)}")
         occupied = int(np.count_nonzero(held))
         share = len(taken) / occupied
         short = np.flatnonzero((held > 0) & (held < int(share)))
@@ -165,7 +172,7 @@ def _notes(planned: Sequence[Facet], taken: Int[np.ndarray, " m"]) -> tuple[str,
         if left:
             notes.append(
                 f"{len(taken)} samples leave out {len(left)} of "
-                f"{_plural(facet, occupied)}: {_some(left)}"
+                f"{_plural(facet, occupied)}: {some(left)}"
             )
     return tuple(notes)
 
@@ -190,14 +197,8 @@ def _notes_of_first(
 
 
 def _plural(facet: Facet, count: int) -> str:
-    words = f"{facet.word}es" if facet.word.endswith("s") else f"{facet.word}s"
-    return f"{count} {facet.word if count == 1 else words}"
+    return f"{count} {plural(facet.word, count)}"
 
 
 def _listed(names: Sequence[str], held: Int[np.ndarray, " cells"]) -> str:
-    return _some([f"{name} {count}" for name, count in zip(names, held, strict=True)])
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-    return ", ".join(names[:_MOST_LISTED]) + more
+    return some([f"{name} {count}" for name, count in zip(names, held, strict=True)])
