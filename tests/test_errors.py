@@ -1,4 +1,5 @@
 import inspect
+import pickle
 
 import pytest
 
@@ -38,3 +39,12 @@ def test_all_error_classes_are_public():
         k for k, v in vars(errors).items() if inspect.isclass(v) and v.__module__ == errors.__name__
     }
     assert made_here <= set(errors.__all__)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_an_error_comes_from_another_process_as_it_was_raised(kind):
+    sent = kind("is negative", where="x.npz, sample 7", do="look at it")
+    come = pickle.loads(pickle.dumps(sent))
+    assert type(come) is kind
+    assert (come.what, come.where, come.do) == ("is negative", "x.npz, sample 7", "look at it")
+    assert str(come) == str(sent)
