@@ -342,6 +342,7 @@ class CalibrationResult(Record):
     choice: SampleChoice
     collection: Collection
     ranges: dict[str, TensorRange]
+    passport: Passport | None = None
     findings: tuple[Finding, ...] = ()
     provenance: Provenance
 

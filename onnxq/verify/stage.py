@@ -127,6 +127,7 @@ def verify(
         macs=sum(macs_of(node) for node in model.graph),
         fused_against_unfused_sqnr_db=predicted.fused_against_unfused.sqnr_db,
         calibration=evidence.calibration.choice if evidence.calibration else None,
+        passport=evidence.calibration.passport if evidence.calibration else None,
         parity=evidence.exported.parity if evidence.exported else (),
         findings=_findings(evidence, samples),
         waived=tuple(f"{waiver.name}: {waiver.reason}" for waiver in section.waive),

@@ -11,6 +11,8 @@ import pytest
 
 from onnxq.artifacts import (
     AuditRow,
+    CellCount,
+    CellCoverage,
     Comparison,
     Coverage,
     CoverageLine,
@@ -20,13 +22,18 @@ from onnxq.artifacts import (
     FusionLine,
     GateResult,
     GroupRow,
+    InputRow,
     Interval,
     LayerDistance,
     MetricRow,
+    OutsideRow,
     ParityCheck,
+    Passport,
     Provenance,
     SampleChoice,
     SizeLine,
+    StabilityRow,
+    Sufficiency,
     TensorRange,
     VerificationReport,
 )
@@ -36,7 +43,7 @@ from onnxq.verify.report.html import html
 from onnxq.verify.report.junit import junit
 from onnxq.verify.report.markdown import markdown
 from onnxq.verify.report.observations import agreement, limits_of_agreement, pairs
-from onnxq.verify.report.plots import ticks
+from onnxq.verify.report.plots import coverage, ticks
 from onnxq.verify.report.sections import sections
 from onnxq.verify.report.write import write_reports
 
@@ -248,6 +255,7 @@ def make_report(samples: Samples, predictions: dict[str, np.ndarray]) -> Verific
         macs=48_211_969,
         fused_against_unfused_sqnr_db=54.21,
         calibration=choice,
+        passport=make_passport(names),
         parity=parity,
         findings=(
             Finding(where="patch/stage1/conv_0", what="two channels are always 0", do="prune them"),
@@ -260,6 +268,82 @@ def make_report(samples: Samples, predictions: dict[str, np.ndarray]) -> Verific
             machine="Linux x86_64, 16 cores",
             cpu_flags=("avx2", "avx512f", "avx512_vnni"),
             options={"gate": [{"metric": "mae", "max_increase": 2.0}]},
+        ),
+    )
+
+
+def make_passport(tensors: list[str]) -> Passport:
+    """Calibrated on heart rates below 120 only, and judged on all."""
+    drawn, held = (40, 40, 40, 40, 40, 0), (31, 102, 148, 127, 65, 31)
+    bins = ("< 60", "[60, 75)", "[75, 90)", "[90, 105)", "[105, 120)", "≥ 120")
+    cells = tuple(
+        CellCount(cell=cell, calibration=c, evaluation=e)
+        for cell, c, e in zip(bins, drawn, held, strict=True)
+    )
+    groups = tuple(
+        CellCount(cell=cell, calibration=c, evaluation=e)
+        for cell, c, e in [(f"subject{n:02d}", 25, 0) for n in (1, 2, 5, 9, 12, 19, 27, 30)]
+        + [(name, 0, 42) for name in SUBJECTS]
+    )
+    return Passport(
+        evaluated=64,
+        overlap_checked=("content", "group"),
+        outside=tuple(
+            OutsideRow(
+                tensor=name,
+                is_output=place == 23,
+                share=0.031 / (place + 1),
+                calibration_share=0.0 if place % 2 else None,
+                excess=4.2 / (place + 1),
+                steps=61 / (place + 1),
+            )
+            for place, name in enumerate(tensors)
+        ),
+        coverage=(
+            CellCoverage(
+                kind="label", word="label bin", cells=cells, missing=("≥ 120",), beyond=31
+            ),
+            CellCoverage(kind="group", word="group", cells=groups),
+        ),
+        stability=tuple(
+            StabilityRow(tensor=name, spread=0.061 / (n + 1), quarter=0.913, half=0.957)
+            for n, name in enumerate(tensors)
+        ),
+        sufficiency=Sufficiency(
+            samples=200,
+            tensors=24,
+            spread=0.048,
+            spread_allowed=0.1,
+            tolerance=0.05,
+            change=0.071,
+            change_before=0.094,
+            enough=400,
+        ),
+        inputs=(
+            InputRow(
+                input="input",
+                calibration_mean=0.031,
+                calibration_std=0.997,
+                evaluation_mean=0.472,
+                evaluation_std=0.231,
+                shift=0.609,
+                ratio=0.2317,
+                differs=True,
+            ),
+        ),
+        findings=(
+            Finding(
+                where="rppg test windows, input `input`",
+                what="has mean 0.472 and standard deviation 0.231 in evaluation, 0.031 and 0.997 "
+                "in calibration",
+                do="preprocess both in the same way: scaling, mean and deviation removed, layout",
+            ),
+            Finding(
+                where="rppg test windows",
+                what="calibration has no sample of 1 of the 6 label bins in evaluation: ≥ 120 "
+                "(31 of 504 samples)",
+                do="calibrate on samples of every label bin (`calibrate: stratify:`)",
+            ),
         ),
     )
 
@@ -330,7 +414,24 @@ def hostile(report: VerificationReport) -> VerificationReport:
                 for layer in report.layers
             ),
             "findings": (Finding(where=HOSTILE, what=HOSTILE, do=HOSTILE),),
+            "passport": hostile_passport(report.passport),
             "gates": (report.gates[0].model_copy(update={"metric": HOSTILE, "needs": HOSTILE}),),
+        }
+    )
+
+
+def hostile_passport(passport: Passport) -> Passport:
+    cells = (CellCount(cell=HOSTILE, calibration=0, evaluation=3),)
+    coverage = CellCoverage(kind="label", word="label class", cells=cells, missing=(HOSTILE,))
+    return passport.model_copy(
+        update={
+            "coverage": (coverage,),
+            "findings": (Finding(where=HOSTILE, what=HOSTILE, do=HOSTILE),),
+            "inputs": tuple(r.model_copy(update={"input": HOSTILE}) for r in passport.inputs),
+            "outside": tuple(r.model_copy(update={"tensor": HOSTILE}) for r in passport.outside),
+            "stability": tuple(
+                r.model_copy(update={"tensor": HOSTILE}) for r in passport.stability
+            ),
         }
     )
 
@@ -379,7 +480,7 @@ def test_html_gives_the_verdict_before_anything_else(folder: Path) -> None:
 def test_every_plot_has_a_title_and_a_description(folder: Path) -> None:
     page = (folder / "report.html").read_text("utf-8")
     plots = re.findall(r'<svg class="plot".*?</svg>', page, re.S)
-    assert len(plots) == 4
+    assert len(plots) == 6
     for plot in plots:
         root = ElementTree.fromstring(plot)
         assert root[0].tag == "title"
@@ -471,6 +572,100 @@ def test_both_deltas_stand_beside_the_increase(report: VerificationReport) -> No
     assert steps.rows[2].cells[1:4] == ("0", "0.003000", "0.003000")
     for text in (markdown(report), html(report)):
         assert text.count("Rewriting adds") == text.count("Quantizing adds") == 1
+
+
+# --- the passport -------------------------------------------------------------------------------
+
+
+def passport_of(report: VerificationReport, **changes: object) -> tuple[str, dict[str, list]]:
+    """Lead of the section, and the rows of its tables by title."""
+    assert report.passport is not None
+    changed = report.model_copy(update={"passport": report.passport.model_copy(update=changes)})
+    (section,) = (section for section in sections(changed) if section.id == "passport")
+    return section.lead, {
+        table.title: [row.cells for row in table.rows] for table in section.tables
+    }
+
+
+def test_the_passport_begins_with_its_verdict(report: VerificationReport) -> None:
+    assert passport_of(report)[0] == (
+        "The ranges are stable; calibration does not cover all that occurs in evaluation; and "
+        "their inputs are not preprocessed alike. Compared on 64 evaluation samples."
+    )
+    alike = tuple(r.model_copy(update={"differs": False}) for r in report.passport.inputs)
+    covered = tuple(c.model_copy(update={"missing": ()}) for c in report.passport.coverage)
+    loose = report.passport.sufficiency.model_copy(update={"spread": 0.3})
+    assert passport_of(report, inputs=alike, coverage=covered, sufficiency=loose)[0] == (
+        "The ranges are not stable: other samples would have given others; calibration covers what "
+        "occurs in evaluation; both are preprocessed alike. Compared on 64 evaluation samples."
+    )
+
+
+def test_every_question_of_the_passport_is_answered(report: VerificationReport) -> None:
+    answers = {row[0]: row[1:] for row in passport_of(report)[1][""]}
+    assert {question: row[0] for question, row in answers.items()} == {
+        "Are the ranges stable?": "yes",
+        "Are there enough samples?": "no",
+        "Is evaluation covered?": "no",
+        "Same preprocessing?": "no",
+        "Kept apart from evaluation?": "yes",
+    }
+    assert "about 400 samples are estimated to do" in answers["Are there enough samples?"][1]
+    assert answers["Is evaluation covered?"][1] == ("label bin: 1 of 6 have no calibration sample")
+    overlap = answers["Kept apart from evaluation?"][1]
+    assert "SHA-256 of every sample's inputs and by the names of the groups" in overlap
+
+
+def test_the_worst_ten_tensors_and_every_output_are_named(report: VerificationReport) -> None:
+    tables = passport_of(report)[1]
+    outside = tables["Values outside the calibrated ranges"]
+    assert [row[1] for row in outside] == ["output", *["inside"] * 10]
+    assert outside[1][2:] == ("3.1", "–", "4.200", "61.0")
+    assert len(tables["Ranges that depend most on the samples drawn"]) == 10
+
+
+def test_without_evaluation_only_what_was_looked_at_is_asked(report: VerificationReport) -> None:
+    lead, tables = passport_of(
+        report, evaluated=0, outside=(), inputs=(), coverage=(), overlap_checked=(), findings=()
+    )
+    assert lead == (
+        "The ranges are stable; whether calibration covers evaluation is not known; and no "
+        "evaluation was at hand to compare inputs with."
+    )
+    assert len(tables[""]) == 2
+    assert list(tables) == ["", "Ranges that depend most on the samples drawn"]
+
+
+def test_what_cannot_be_said_is_said_so(report: VerificationReport) -> None:
+    lead, tables = passport_of(report, sufficiency=None, stability=())
+    assert lead.startswith("Whether the ranges are stable cannot be said")
+    assert [row[1] for row in tables[""]][:2] == ["cannot be said"] * 2
+    few = report.passport.sufficiency.model_copy(update={"change": None, "enough": None})
+    assert passport_of(report, sufficiency=few)[1][""][1][1:] == (
+        "cannot be said", "too few samples to divide",
+    )  # fmt: skip
+
+
+def test_bars_are_as_long_as_the_share_of_the_samples(report: VerificationReport) -> None:
+    drawn = coverage(report.passport.coverage[0])
+    root = ElementTree.fromstring(drawn)
+    for side, held in (("calibration", [40] * 5), ("evaluation", [31, 102, 148, 127, 65, 31])):
+        bars = [float(r.get("width")) for r in root.iter("rect") if r.get("class") == side]
+        shares = np.array(held) / sum(held)
+        assert np.array(bars) / bars[0] == pytest.approx(shares / shares[0], rel=0.01)
+    marked = [text.text for text in root.iter("text") if "worst" in text.get("class", "")]
+    assert marked == ["≥ 120"]
+
+
+def test_of_very_many_cells_those_that_are_missing_are_drawn(report: VerificationReport) -> None:
+    cells = tuple(
+        CellCount(cell=f"class {n}", calibration=0 if n == 777 else 2, evaluation=1)
+        for n in range(1000)
+    )
+    seen = CellCoverage(kind="label", word="label class", cells=cells, missing=("class 777",))
+    drawn = coverage(seen)
+    assert "class 777" in drawn
+    assert "940 more are not drawn" in drawn
 
 
 # --- JUnit --------------------------------------------------------------------------------------
@@ -597,7 +792,8 @@ def test_rows_of_every_section_fit_its_columns(
     made = sections(report, pairs(predictions, samples))
     assert [section.id for section in made] == [
         "gates", "metrics", "predictions", "agreement", "groups", "layers", "ranges", "coverage",
-        "executed", "float", "audit", "sizes", "calibration", "parity", "findings", "files",
+        "executed", "float", "audit", "sizes", "calibration", "passport", "parity", "findings",
+        "files",
     ]  # fmt: skip
     for section in made:
         for table in section.tables:

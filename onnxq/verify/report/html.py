@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import jinja2
 from markupsafe import Markup
 
-from onnxq.artifacts import LayerDistance, Verdict, VerificationReport
+from onnxq.artifacts import CellCoverage, LayerDistance, Verdict, VerificationReport
 from onnxq.verify.report.contents import WORST_LAYERS, worst
 from onnxq.verify.report.formatting import byte_unit, integer, interval, number, percent
 from onnxq.verify.report.observations import ClassAgreement, Pairs, limits_of_agreement
-from onnxq.verify.report.plots import VARIANTS, bland_altman, by_group, scatter
+from onnxq.verify.report.plots import VARIANTS, bland_altman, by_group, coverage, scatter
 from onnxq.verify.report.quality import label_unit
 from onnxq.verify.report.sections import sections
 
@@ -30,16 +30,18 @@ _MEANINGS: dict[Verdict, str] = {
     "inconclusive": "The measurement does not settle it.",
     "unverified": "Nothing was shown about this file.",
 }
+_MODELS = (("fp32", "FP32"), ("int8", "INT8"))
+_SIDES = (("calibration", "calibration"), ("evaluation", "evaluation"))
 _FULL_BAR_DB = 40.0  # a bar is full at this SQNR, or at the highest there is
 
 
 @dataclass(frozen=True)
 class _Figure:
-    """A plot and its caption; ``keys`` says which colour is which model."""
+    """A plot and its caption; ``keys`` says what each colour is."""
 
     svg: Markup
     caption: str
-    keys: bool = False
+    keys: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,18 @@ def _figures(report: VerificationReport, pair: Pairs | None) -> dict[str, tuple[
         row, worst_group = headline[0], report.comparison.worst_group
         title = f"{row.metric} ({row.unit})" if row.unit else row.metric
         svg = by_group(report.comparison.by_group, worst_group, title)
-        figures["groups"] = (_Figure(Markup(svg), "The most worsened first.", keys=True),)
+        figures["groups"] = (_Figure(Markup(svg), "The most worsened first.", _MODELS),)
+    if report.passport is not None:
+        figures["passport"] = tuple(_coverage(seen) for seen in report.passport.coverage)
     return figures
+
+
+def _coverage(seen: CellCoverage) -> _Figure:
+    compared = any(cell.evaluation is not None for cell in seen.cells)
+    caption = f"Share of the samples by {seen.word}."
+    if seen.missing:
+        caption += " Marked: in evaluation and not in calibration."
+    return _Figure(Markup(coverage(seen)), caption, _SIDES if compared else _SIDES[:1])
 
 
 def _tiles(report: VerificationReport) -> tuple[_Tile, ...]:

@@ -36,6 +36,7 @@ def _section(section: Section) -> str:
 
 
 def _table(table: Table) -> str:
+    title = f"### {_plain(table.title)}\n\n" if table.title else ""
     lines = [
         [_plain(column.title) for column in table.columns],
         [_RULES[column.kind] for column in table.columns],
@@ -45,7 +46,7 @@ def _table(table: Table) -> str:
         lines.append(
             [f"**{cell}**" if row.marked and i == 0 else cell for i, cell in enumerate(cells)]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return title + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(column: Column, text: str) -> str:

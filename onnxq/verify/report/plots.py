@@ -14,16 +14,17 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from onnxq.artifacts import GroupRow
+from onnxq.artifacts import CellCount, CellCoverage, GroupRow
 from onnxq.verify.report.formatting import number
 from onnxq.verify.report.observations import Limits, Pairs
 
-__all__ = ["VARIANTS", "bland_altman", "by_group", "scatter", "ticks"]
+__all__ = ["VARIANTS", "bland_altman", "by_group", "coverage", "scatter", "ticks"]
 
 Variant = Literal["fp32", "int8"]
 VARIANTS: tuple[Variant, ...] = ("fp32", "int8")
 MOST_POINTS = 2_000  # drawn; every figure is of all points
 MOST_GROUPS = 40
+MOST_CELLS = 60
 _WIDTH, _TOP, _BOTTOM, _LEFT, _RIGHT = 460.0, 10.0, 46.0, 54.0, 12.0
 _DIGIT = 7.0  # width of a character of a label
 Numbers = Float[np.ndarray, " _"]
@@ -132,6 +133,53 @@ def by_group(groups: Sequence[GroupRow], worst: str | None, title: str) -> str:
     more = f" {left_out} more are not drawn." if left_out else ""
     described = f"{title} of FP32 and INT8 for {len(shown)} groups, worst first.{more}"
     return _svg(f"{title} by group", described, height, parts)
+
+
+def coverage(seen: CellCoverage) -> str:
+    """Share of the samples in every cell, calibration above evaluation, in the cells' order.
+
+    Of very many cells, ``MOST_CELLS`` are drawn, those among them that calibration has none of.
+    """
+    shown = _cells_to_draw(seen)
+    totals = [sum(_held(cell)[side] for cell in seen.cells) for side in (0, 1)]
+    shares = [
+        [100 * n / (total or 1) for n, total in zip(_held(cell), totals, strict=True)]
+        for cell in shown
+    ]
+    step = max(11.0, min(24.0, 420.0 / len(shown)))
+    height = _TOP + step * len(shown) + _BOTTOM
+    left = min(max(_LEFT, 14 + _DIGIT * max(len(_short(cell.cell)) for cell in shown)), 170.0)
+    x = _Axis(0.0, 1.05 * max(max(pair) for pair in shares) or 1.0, left, 448.0)
+    y = _Axis(0.0, 1.0, height - _BOTTOM, _TOP)
+    parts = [_grid(x, y, ("% of the samples", ""), upright=False)]
+    missing, every = set(seen.missing), math.ceil(12.0 / step)
+    for index, (cell, pair) in enumerate(zip(shown, shares, strict=True)):
+        place, thick = _TOP + step * (index + 0.5), 0.36 * step
+        if index % every == 0 or cell.cell in missing:
+            kind = "end strong worst" if cell.cell in missing else "end"
+            parts.append(_words(_short(cell.cell), (left - 8, place + 4), kind))
+        for share, side, top in zip(
+            pair, ("calibration", "evaluation"), (place - thick, place), strict=True
+        ):
+            if share:
+                parts.append(_rect((x.start, top, x.at(share), top + thick), side))
+    parts.append(_line((x.start, y.start, x.start, y.end), "axis"))
+    left_out = len(seen.cells) - len(shown)
+    more = f" {left_out} more are not drawn." if left_out else ""
+    none = f" In evaluation only: {', '.join(seen.missing)}." if seen.missing else ""
+    described = f"Bars for {len(shown)} cells ({seen.word}).{more}{none}"
+    return _svg(f"Samples by {seen.word}, calibration and evaluation", described, height, parts)
+
+
+def _held(cell: CellCount) -> tuple[int, int]:
+    return cell.calibration, cell.evaluation or 0
+
+
+def _cells_to_draw(seen: CellCoverage) -> list[CellCount]:
+    missing = set(seen.missing)
+    first = sorted(seen.cells, key=lambda cell: (cell.cell not in missing, -sum(_held(cell))))
+    drawn = {cell.cell for cell in first[:MOST_CELLS]}
+    return [cell for cell in seen.cells if cell.cell in drawn]
 
 
 # --- pieces -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from onnxq.artifacts import VerificationReport
 from onnxq.verify.report.contents import audit, coverage, float_nodes, fusion, layers, ranges, sizes
 from onnxq.verify.report.observations import ClassAgreement, Pairs
 from onnxq.verify.report.origin import calibration, files, findings, parity
+from onnxq.verify.report.passport import passport
 from onnxq.verify.report.quality import agreement, classes, gates, groups, metrics, predictions
 from onnxq.verify.report.tables import Section
 
@@ -31,6 +32,7 @@ def sections(
         audit(report),
         sizes(report),
         calibration(report),
+        passport(report),
         parity(report),
         findings(report),
         files(report),

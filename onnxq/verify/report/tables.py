@@ -40,6 +40,7 @@ class Table:
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,11 @@ def make_table(
     items: Iterable[Item],
     cells: Callable[[Item], Sequence[str]],
     marked: Callable[[Item], bool] = lambda _: False,
+    title: str = "",
 ) -> Table:
     """A row for each item, of the cells that it is made into."""
     rows = tuple(Row(tuple(cells(item)), marked(item)) for item in items)
-    return Table(tuple(columns), rows)
+    return Table(tuple(columns), rows, title)
 
 
 def text_columns(*titles: str) -> tuple[Column, ...]:
