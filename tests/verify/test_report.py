@@ -619,7 +619,7 @@ def test_every_question_of_the_passport_is_answered(report: VerificationReport) 
 def test_the_worst_ten_tensors_and_every_output_are_named(report: VerificationReport) -> None:
     tables = passport_of(report)[1]
     outside = tables["Values outside the calibrated ranges"]
-    assert [row[1] for row in outside] == ["output", *["inside"] * 10]
+    assert [row[1] for row in outside] == ["output", *["activation"] * 10]
     assert outside[1][2:] == ("3.1", "–", "4.200", "61.0")
     assert len(tables["Ranges that depend most on the samples drawn"]) == 10
 
@@ -634,6 +634,21 @@ def test_without_evaluation_only_what_was_looked_at_is_asked(report: Verificatio
     )
     assert len(tables[""]) == 2
     assert list(tables) == ["", "Ranges that depend most on the samples drawn"]
+
+
+def test_cells_of_an_evaluation_that_is_not_known_are_not_counted_as_none(
+    report: VerificationReport,
+) -> None:
+    cells = tuple(CellCount(cell=c, calibration=3, evaluation=None) for c in "ab")
+    seen = CellCoverage(kind="group", word="group", cells=cells)
+    tables = passport_of(report, coverage=(seen,))[1]
+    assert tables["Coverage"] == [("group", "2", "–", "–")]
+    changed = report.model_copy(
+        update={"passport": report.passport.model_copy(update={"coverage": (seen,)})}
+    )
+    caption = html(changed).split("Share of the samples by group.")[0][-200:]
+    assert "calibration" in caption
+    assert "evaluation" not in caption
 
 
 def test_what_cannot_be_said_is_said_so(report: VerificationReport) -> None:

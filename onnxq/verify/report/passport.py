@@ -147,10 +147,12 @@ def _findings(seen: Passport) -> Table:
     )
 
 
-def _occupied(coverage: CellCoverage) -> tuple[int, int]:
-    """Cells with samples: in calibration, in evaluation."""
+def _occupied(coverage: CellCoverage) -> tuple[int, int | None]:
+    """Cells with samples: in calibration, and in evaluation, if that is known."""
     cells = coverage.cells
-    return sum(1 for c in cells if c.calibration), sum(1 for c in cells if c.evaluation)
+    known = any(c.evaluation is not None for c in cells)
+    evaluation = sum(1 for c in cells if c.evaluation) if known else None
+    return sum(1 for c in cells if c.calibration), evaluation
 
 
 def _coverage(seen: Passport) -> Table:
@@ -206,7 +208,7 @@ def _outside(seen: Passport) -> Table:
         [*outputs, *others[:_MOST_ROWS]],
         lambda row: (
             row.tensor,
-            "output" if row.is_output else "inside",
+            "output" if row.is_output else "activation",
             percent(row.share),
             percent(row.calibration_share),
             number(row.excess),
