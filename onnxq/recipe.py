@@ -162,7 +162,7 @@ class CalibrateSection(Section):
     coverage: Annotated[float, Gt(0), Le(1)] = 0.9999
     momentum: Annotated[float, Gt(0), Le(1)] = 0.05
     power: Annotated[float, Gt(0)] = 2.0
-    sigmas: Annotated[float, Gt(0)] = 5.5
+    sigmas: Annotated[float, Gt(0)] = 12.0
     collect: Literal["extremes", "histograms"] | None = None
     optimization: Literal["none", "full"] = "none"
     samples: Annotated[int, Ge(1)] = 200

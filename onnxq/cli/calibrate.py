@@ -50,7 +50,7 @@ def _method_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--coverage", type=float, help="Share kept by percentile (0.9999)."),
         click.option("--momentum", type=float, help="Weight of the newest sample in ema (0.05)."),
         click.option("--power", type=float, help="Power of the error in mse (2; 2.4 clips less)."),
-        click.option("--sigmas", type=float, help="Standard deviations in meanstd (5.5)."),
+        click.option("--sigmas", type=float, help="Standard deviations in meanstd (12)."),
     )):  # fmt: skip
         function = option(function)
     return function
