@@ -342,4 +342,4 @@ def _digest(record: BaseModel) -> str:
 
 def _code_digest(stage: Stage) -> str:
     """Digest of onnxq's own code that the stage runs through: its folder and the floors below."""
-    return sha256_of_source(_PACKAGE / stage, *sorted(_PACKAGE.glob("*.py")))
+    return sha256_of_source(_PACKAGE / stage, _PACKAGE / "formats", *sorted(_PACKAGE.glob("*.py")))

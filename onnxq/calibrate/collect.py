@@ -1,18 +1,17 @@
 """Samples stream through an instrumented graph; what is seen of the tensors is counted."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import onnx
 from jaxtyping import Float32, Shaped
 
-from onnxq.calibrate.counting import Accumulator
 from onnxq.calibrate.instrument import (
     REDUCTIONS,
-    Instrumented,
+    Outputs,
     float_tensors,
     values_graphs,
     with_reductions,
@@ -20,7 +19,10 @@ from onnxq.calibrate.instrument import (
 from onnxq.calibrate.statistics import Statistics
 from onnxq.errors import DataError
 from onnxq.graph import shapes_of
-from onnxq.runtime import Optimization, Session, in_parallel, with_outputs
+from onnxq.runtime import Optimization, Session, give_back_memory, in_parallel, with_outputs
+
+if TYPE_CHECKING:
+    from onnxq.calibrate.counting import Accumulator
 
 __all__ = ["Collector", "Detail", "Job", "Runs"]
 
@@ -65,21 +67,22 @@ class Collector:
     def __init__(self, job: Job) -> None:
         self._job = job
         model = onnx.ModelProto.FromString(job.model)
-        self._producers = {name: node for node in model.graph.node for name in node.output}
         self._inputs = {value.name for value in model.graph.input}
         self._column = {name: column for column, name in enumerate(job.tensors)}
         self._shapes = shapes_of(model)
-        graphs: Sequence[Instrumented]
+        self._accumulators: list["Accumulator"] = []
+        graphs: Iterable[tuple[onnx.ModelProto, Outputs]]
         if job.detail == "extremes":
             graphs = [with_reductions(model, job.tensors)]
         else:
+            from onnxq.calibrate.counting import Accumulator  # numba takes 130 MB
+
+            self._accumulators = [Accumulator() for _ in job.tensors]
             sizes = {name: 4 * (_elements(self._shapes.get(name)) or 0) for name in job.tensors}
             graphs = values_graphs(model, job.tensors, sizes, job.output_bytes)
-        del model
-        self._sessions = [(graph, self._session(graph.model)) for graph in graphs]
-        self._accumulators = (
-            [Accumulator() for _ in job.tensors] if job.detail == "histograms" else []
-        )
+        self._sessions = [(outputs, self._session(graph)) for graph, outputs in graphs]
+        del model, graphs
+        give_back_memory()
         self._locks = [threading.Lock() for _ in job.tensors]
         self._own = threading.local()
 
@@ -117,7 +120,8 @@ class Collector:
         )
 
     def _session(self, model: onnx.ModelProto) -> Session:
-        return Session(model.SerializeToString(), optimization=self._job.optimization)
+        data = model.SerializeToString()
+        return Session(data, optimization=self._job.optimization, as_written=True)
 
     def _run(
         self,
@@ -172,12 +176,13 @@ class Collector:
         Infinities where nothing is quantized are let be: attention masks are full of them.
         """
         model = onnx.ModelProto.FromString(self._job.model)
+        producers = {name: node for node in model.graph.node for name in node.output}
         tensors = [name for name in float_tensors(model) if name not in self._inputs]
         outputs = self._session(with_outputs(model, tensors)).run(inputs)
         for name in tensors:
             bad = ~np.isfinite(outputs[name])
             if np.isnan(outputs[name]).any() or (bad.any() and name in self._column):
-                node = self._producers[name]
+                node = producers[name]
                 raise DataError(
                     f"{node.op_type} `{node.name}` computes {outputs[name][bad][0]} in float",
                     where=f"{sample}, tensor `{name}`",

@@ -1,6 +1,6 @@
 """The graph that calibration runs: cut to what is looked at, reduced inside where that will do."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from onnxq.graph import cut_to
 
-__all__ = ["REDUCTIONS", "Instrumented", "float_tensors", "values_graphs", "with_reductions"]
+__all__ = ["REDUCTIONS", "Outputs", "float_tensors", "values_graphs", "with_reductions"]
 
 REDUCTIONS = {"low": "ReduceMin", "high": "ReduceMax", "sum": "ReduceSum", "size": "Size"}
 # Operators that hand values on as they are: what is not finite behind them was so before.
@@ -21,15 +21,14 @@ _MOVERS = frozenset(
 
 
 @dataclass(frozen=True)
-class Instrumented:
-    """A graph, and what its outputs are.
+class Outputs:
+    """What the outputs of an instrumented graph are.
 
     ``values`` come out whole. Of the tensors ``reduced`` the four REDUCTIONS come out, called
     ``<tensor>/<reduction>``; of the ``guards`` the sum alone: it is not finite where a value is
     not, or where finite values overflow it.
     """
 
-    model: onnx.ModelProto
     values: tuple[str, ...] = ()
     reduced: tuple[str, ...] = ()
     guards: tuple[str, ...] = ()
@@ -49,17 +48,19 @@ def float_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(n for n in (*inputs, *computed) if types.get(n) == TensorProto.FLOAT)
 
 
-def with_reductions(model: onnx.ModelProto, tensors: Sequence[str]) -> Instrumented:
+def with_reductions(
+    model: onnx.ModelProto, tensors: Sequence[str]
+) -> tuple[onnx.ModelProto, Outputs]:
     """Smallest and largest value, sum and size of ``tensors``, computed inside the graph."""
     guards = _guards(model, tensors)
     wanted = [(tensor, kind) for tensor in tensors for kind in REDUCTIONS]
     wanted += [(tensor, "sum") for tensor in guards]
-    return Instrumented(_reduced(model, wanted, ()), reduced=tuple(tensors), guards=guards)
+    return _reduced(model, wanted, ()), Outputs(reduced=tuple(tensors), guards=guards)
 
 
 def values_graphs(
     model: onnx.ModelProto, tensors: Sequence[str], sizes: Mapping[str, int], budget_bytes: int
-) -> tuple[Instrumented, ...]:
+) -> Iterator[tuple[onnx.ModelProto, Outputs]]:
     """Graphs that between them give out ``tensors`` whole, each at most ``budget_bytes`` a run.
 
     ``sizes`` are bytes a run. Each graph is cut to what its tensors need; the last one, which needs
@@ -78,12 +79,10 @@ def values_graphs(
         groups[-1].append(tensor)
         used += sizes[tensor]
     guards = _guards(model, tensors)
-    found = []
     for number, group in enumerate(groups, start=1):
         watched = guards if number == len(groups) else ()
         graph = _reduced(model, [(tensor, "sum") for tensor in watched], group)
-        found.append(Instrumented(graph, values=tuple(group), guards=watched))
-    return tuple(found)
+        yield graph, Outputs(values=tuple(group), guards=watched)
 
 
 def _guards(model: onnx.ModelProto, observed: Iterable[str]) -> tuple[str, ...]:
@@ -96,10 +95,16 @@ def _guards(model: onnx.ModelProto, observed: Iterable[str]) -> tuple[str, ...]:
 def _reduced(
     model: onnx.ModelProto, reductions: Sequence[tuple[str, str]], values: Sequence[str]
 ) -> onnx.ModelProto:
+    """A copy that gives out ``values`` whole, and reductions of tensors.
+
+    A reduction stands right behind the node that makes its tensor: run in the order of the graph,
+    no activation is held for it.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     known = {value.name: value for value in (*model.graph.output, *model.graph.value_info)}
     outputs = [known[name] for name in values]
+    behind: dict[str, list[onnx.NodeProto]] = {}
     for tensor, kind in reductions:
         name = f"{tensor}/{kind}"
         type_ = TensorProto.INT64 if kind == "size" else TensorProto.FLOAT
@@ -107,7 +112,11 @@ def _reduced(
         node = helper.make_node(REDUCTIONS[kind], [tensor], [name], name=name)
         if kind != "size":
             node.attribute.append(helper.make_attribute("keepdims", 0))
-        copy.graph.node.append(node)
-    del copy.graph.output[:]
+        behind.setdefault(tensor, []).append(node)
+    nodes = [node for value in model.graph.input for node in behind.get(value.name, ())]
+    for node in model.graph.node:
+        nodes += [node, *(extra for name in node.output for extra in behind.get(name, ()))]
+    del copy.graph.output[:], copy.graph.node[:]
     copy.graph.output.extend(outputs)
+    copy.graph.node.extend(nodes)
     return cut_to(copy)

@@ -23,7 +23,7 @@ from onnxq.placement import observed_tensors
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance, versions
 from onnxq.recipe import CalibrateSection
-from onnxq.runtime import Optimization
+from onnxq.runtime import Optimization, give_back_memory
 from onnxq.sample_checks import check_samples
 from onnxq.samples import Samples
 from onnxq.store import (
@@ -109,13 +109,15 @@ def calibrate(  # noqa: PLR0913 - what is calibrated, on what, and what is at ha
     if evaluation is not None and not samples.made_up:
         refuse_overlap(choice, evaluation)
     job = _job(model, subject, section)
+    del model  # its weights are in the job
+    give_back_memory()
     statistics = _kept_statistics(kept, subject, job, choice)
     if statistics is None:
         pieces = Checkpoint(pieces_of(kept), _fingerprint(subject, job, choice)) if kept else None
         reader = SampleReader(chosen, subject.batch)
         statistics = gather(job, reader, resources or Resources(), pieces, progress)
     evidence = Evidence(choice, statistics, job.optimization, samples.preprocessing)
-    return conclude(model, subject, section, evidence, folder)
+    return conclude(subject, section, evidence, folder)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,6 @@ class Evidence:
 
 
 def conclude(
-    model: onnx.ModelProto,
     subject: Subject,
     section: CalibrateSection,
     evidence: Evidence,
@@ -140,7 +141,8 @@ def conclude(
     with atomic_file(folder / STATISTICS) as temporary:
         temporary.write_bytes(encode(statistics))
     values = [*subject.inputs, *subject.outputs]
-    ranges = ranges_of(model.graph, statistics, values, section, subject.target)
+    graph = load_model(subject.model).graph
+    ranges = ranges_of(graph, statistics, values, section, subject.target)
     result = CalibrationResult(
         model_sha256=sha256_of_file(subject.model),
         target=subject.target.name,

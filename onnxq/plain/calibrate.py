@@ -10,7 +10,6 @@ from onnxq.calibrate.merge import Part, merged_evidence
 from onnxq.calibrate.resources import Resources, forget_pieces
 from onnxq.calibrate.stage import RECORD, Subject, calibrate, conclude, load_statistics
 from onnxq.export.stage import RECORD as EXPORT
-from onnxq.graph import load_model
 from onnxq.plain.export import Domains, export_file
 from onnxq.progress import Progress, silent
 from onnxq.recipe import CalibrateSection
@@ -129,4 +128,4 @@ def merge_folders(
             shutil.copyfile(folders[0] / name, work / name)
         exported = load_record(ExportedModel, work / EXPORT)
         subject = _subject(work, exported, load_target(first.target))
-        return conclude(load_model(work / FP32), subject, chosen, evidence, work)
+        return conclude(subject, chosen, evidence, work)

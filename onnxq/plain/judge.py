@@ -129,5 +129,5 @@ def hand_off_file(
 
 def samples_for(model: Path, source: str) -> Samples:
     """Samples of a file or ``module:function``, with the inputs of ``model``."""
-    names = tuple(value.name for value in values_of(load_model(model))[0])
-    return open_source(source, {}, names)
+    inputs, _ = values_of(load_model(model))
+    return open_source(source, {}, tuple(value.name for value in inputs), inputs=inputs)
