@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = ["on_ray"]
 
 _PATIENCE_SECONDS = 30.0  # for a cluster to answer
 _CONNECT_SECONDS = 5.0  # for the port of its head to open
+_GIST_CHARACTERS = 300
 _SAME_EVERYWHERE = ("numpy", "onnx", "onnxruntime")  # packages that decide the bits, beside onnxq
 
 
@@ -102,6 +104,7 @@ def _on_node(job: list[Any], key: str, facts: Mapping[str, str], task: Task, loa
     return task(collector_of(key, lambda: ray.get(job[0])), load)
 
 
+@cache
 def _facts() -> dict[str, str]:
     """Versions that must be the same wherever a part of one result is made."""
     known = versions()
@@ -171,7 +174,9 @@ def _connect(ray: ModuleType, address: str) -> None:
 
 def _refuse_unreachable(address: str, where: str) -> None:
     """Raise UsageError unless another process can connect: Ray would end this one if it cannot."""
-    do = "start one with `ray start --head`, or give the address that it printed"
+    do = (
+        "give the address that `ray start --head` printed, and start onnxq on a node of the cluster"
+    )
     if address != "auto":
         host, _, port = address.rpartition(":")
         try:
@@ -195,5 +200,5 @@ def _refuse_unreachable(address: str, where: str) -> None:
 
 
 def _gist(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[0] if lines else "no reason was given"
+    """The beginning of a message of Ray's, on one line."""
+    return " ".join(text.split())[:_GIST_CHARACTERS] or "no reason was given"

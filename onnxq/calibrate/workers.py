@@ -81,15 +81,15 @@ class _Processes(Spread):
     def _replace(self, place: int, task: Task) -> None:
         """A new process for a dead one, with the same loads."""
         dead = self._processes[place]
-        ended = dead.end()
+        code = dead.end()
         loads = [load for load, _ in dead.waiting]
         self._deaths[loads[0].interval] += 1
         if self._deaths[loads[0].interval] == TRIES:
+            ended, do = _told(code)
             raise RuntimeFailureError(
                 f"a worker process died {TRIES} times over these samples; the last one {ended}",
                 where=loads[0].place,
-                do="give it less to hold (fewer --workers, a smaller --max-memory); if that is not "
-                "it, run with one worker to see the fault",
+                do=do,
             )
         self._processes[place] = _Process(self._job)
         for load in loads:
@@ -131,17 +131,25 @@ class _Process:
         self.waiting.popleft()
         return load, result
 
-    def end(self) -> str:
-        """End the process, at once if it has work; how it ended, in words."""
+    def end(self) -> int:
+        """End the process, at once if it has work; its exit code, as subprocess gives it."""
         if self.waiting:
             self._process.kill()
         self._pool.shutdown()
         self._process.join()
-        code = self._process.exitcode or 0
-        if code >= 0:
-            return f"ended with exit code {code}"
-        name = signal.Signals(-code).name
-        return f"was ended by {name}" + (", as for want of memory" if name == "SIGKILL" else "")
+        return self._process.exitcode or 0
+
+
+def _told(code: int) -> tuple[str, str]:
+    """How a process ended, and what can be done about it."""
+    if code == -signal.SIGKILL:
+        ended = "was killed, most likely by the system for want of memory"
+        return ended, "let it hold less: fewer --workers, or a smaller --max-memory"
+    if code < 0:
+        ended = f"was ended by {signal.Signals(-code).name}"
+        return ended, "run these samples alone, with one worker, to see what ONNX Runtime does"
+    do = 'if a script of yours calls onnxq, it must do so under `if __name__ == "__main__":`'
+    return f"ended with exit code {code}", f"see what it has printed; {do}"
 
 
 # --- in a worker ---------------------------------------------------------------------------------

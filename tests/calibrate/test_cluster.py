@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from calibrate.spreading import RUNS, Reader, collected, is_running, job, spoilt
+from calibrate.spreading import Reader, collected, is_running, job, spoilt
 from onnxq.calibrate import cluster as module
 from onnxq.calibrate import spread
 from onnxq.calibrate.archive import encode
@@ -104,36 +105,47 @@ def test_two_nodes_give_the_bits_of_one_process(executor):
     assert executor.at_once == 2
     assert 0 < executor.trial(Reader()) < 10
     assert collected(executor, Reader(), job()) == encode(gather(job(), Reader(), Resources()))
+    workers = ray_processes(b"ray::IDLE")
+    worked = [pid for pid in workers if "onnxruntime" in Path(f"/proc/{pid}/maps").read_text()]
+    assert len({parent_of(pid) for pid in worked}) == 2  # on each node
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_at_work_changes_no_bit(executor):
-    def kill() -> int:
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
-            for pid in at_work():
+    killed: list[int] = []
+
+    def kill() -> None:
+        end = time.monotonic() + 30
+        while not killed and time.monotonic() < end:
+            for pid in ray_processes(b"ray::_on_node")[:1]:
                 os.kill(pid, signal.SIGKILL)
-                return pid
-        raise TimeoutError("no worker of the cluster is at work")
+                killed.append(pid)
 
-    runs = Reader(RUNS // 2, kill)
-    found = collected(executor, runs, job())
-    assert found == encode(gather(job(), Reader(), Resources()))
-    assert len(runs.seen) == 1
-    assert not is_running(runs.seen[0])
+    expected = encode(gather(job(), Reader(), Resources()))
+    killer = threading.Thread(target=kill)
+    killer.start()
+    while killer.is_alive():
+        assert collected(executor, Reader(), job()) == expected
+    killer.join()
+    assert len(killed) == 1
+    assert not is_running(killed[0])
 
 
-def at_work() -> list[int]:
-    """Worker processes of Ray that run a task of onnxq at this moment."""
+def ray_processes(title: bytes) -> list[int]:
+    """Processes of the cluster that was started here, by what Ray calls them at this moment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            title = (folder / "cmdline").read_bytes()
+            matches = (folder / "cmdline").read_bytes().startswith(title)
+            if matches and parent_of(parent_of(int(folder.name))) == os.getpid():
+                found.append(int(folder.name))
         except (FileNotFoundError, ProcessLookupError):
-            continue
-        if title.startswith(b"ray::_on_node"):
-            found.append(int(folder.name))
+            continue  # it has ended meanwhile
     return found
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @pytest.mark.slow

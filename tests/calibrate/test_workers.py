@@ -67,7 +67,7 @@ def test_samples_that_kill_every_worker_are_named_after_three_times(monkeypatch)
     monkeypatch.setattr(spread, "_statistics", die_at_sample_6)
     with in_processes(job(), 1) as executor:
         assert intervals(executor.finish(Reader(), [(2, 4)])) == [(2, 4)]
-        with pytest.raises(RuntimeFailureError, match=r"3 times .* SIGKILL, as for want") as fault:
+        with pytest.raises(RuntimeFailureError, match=r"3 times .* for want of memory") as fault:
             list(executor.finish(Reader(), [(4, 8), (8, 12)]))
     assert fault.value.where == "these.npz, sample 4 to these.npz, sample 7"
     assert "--workers" in fault.value.do
@@ -91,6 +91,32 @@ def test_errors_arrive_as_they_were_raised_and_pieces_are_cut_to_what_is_sent_at
 
 def intervals(events) -> list[tuple[int, int]]:
     return [event.interval for event in events if isinstance(event, Piece)]
+
+
+SCRIPT_WITHOUT_GUARD = """
+import os
+from calibrate.spreading import Reader, job
+from onnxq.calibrate.workers import in_processes
+with in_processes(job(), 1) as executor:
+    executor.trial(Reader())
+"""
+
+
+def test_a_script_that_starts_itself_again_is_told_what_it_lacks(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT_WITHOUT_GUARD)
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "script.py"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 1
+    last = ended.stderr.rpartition("RuntimeFailureError")[2]
+    assert "sample 0: a worker process died 3 times" in last
+    assert "ended with exit code 1" in last
+    assert 'under `if __name__ == "__main__":`' in last
 
 
 SCRIPT = """
