@@ -3,7 +3,7 @@
     python -m benchmarks.calibration                  everything (an hour); Ctrl-C ends it early
     python -m benchmarks.calibration --quick          32 samples, two rounds
     python -m benchmarks.calibration --peers minmax   without onnxruntime's Entropy and Percentile
-    python -m benchmarks.calibration --counting       ways to count values, nanoseconds a value
+    python -m benchmarks.calibration --parts          where onnxq's time goes, and ways to count
 
 Every calibration runs in a process of its own, between two measurements of the plain forward pass
 (ONNX Runtime, full optimization, its own number of threads, one sample a call), and is quoted as a
@@ -243,15 +243,22 @@ def compare(options: argparse.Namespace) -> None:
         options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
-def count_values() -> None:
-    """Print nanoseconds a value of ways to count them."""
+def show_parts(networks: Sequence[str]) -> None:
+    """Print processor milliseconds a sample by part, and nanoseconds a value of ways to count."""
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
-        bench.prepare("mobilenet", [1])
-        figures = bench.job(System("counting", "all"), "mobilenet", 1)
-    for name, nanoseconds in figures.items():
-        if name != "disturbed":
-            print(f"| {name} | {nanoseconds:.1f} ns |")
+        for network in networks:
+            bench.prepare(network, [8])
+            print(f"\n| {NETWORKS[network]} | ms, one core | ÷ forward pass |\n|---|---:|---:|")
+            figures = bench.job(System("parts", "percentile", "full"), network, 8)
+            plain = figures["forward pass, optimization full"]
+            for name, value in figures.items():
+                if name != "disturbed":
+                    print(f"| {name} | {value:.1f} | {value / plain:.2f} |")
+            print("\n| counting | ns a value, one core |\n|---|---:|")
+            for name, value in bench.job(System("counting", "all"), network, 8).items():
+                if name != "disturbed":
+                    print(f"| {name} | {value:.1f} |")
 
 
 def main() -> None:
@@ -273,10 +280,10 @@ def main() -> None:
         help=f"how long to wait for other processes, each time ({PATIENCE_SECONDS:g})",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure")
-    parser.add_argument("--counting", action="store_true", help="only compare ways of counting")
+    parser.add_argument("--parts", action="store_true", help="only tell where the time goes")
     options = parser.parse_args()
-    if options.counting:
-        count_values()
+    if options.parts:
+        show_parts(options.networks)
     else:
         compare(options)
 

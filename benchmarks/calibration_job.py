@@ -13,8 +13,8 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -231,12 +231,63 @@ def counting(task: Task) -> Figures:
     return {name: statistics.median(some) / values * 1e9 for name, some in times.items()}
 
 
+def parts(task: Task) -> Figures:
+    """Processor milliseconds a sample of the parts of onnxq's calibration, on one thread: the least
+    of several rounds. What is done once, or once a piece, is told in full.
+    """
+    from onnxq.calibrate.collect import Collector, Job
+    from onnxq.calibrate.readers import SampleReader
+    from onnxq.graph import load_model, values_of
+    from onnxq.runtime import Session
+    from onnxq.sample_checks import check_samples
+    from onnxq.sources import open_source
+
+    model = load_model(task.model)
+    opened = open_source(str(task.samples), {}, (INPUT,))
+    reader, rows = SampleReader(opened), list(Rows(task.samples))
+    count, data = len(rows), model.SerializeToString()
+    tensors = (INPUT, *observed(task.model))
+    figures: Figures = {}
+    for level in _LEVELS:
+        session = Session(data, optimization=level)
+        seconds = _least(lambda session=session: [session.run(row) for row in rows])
+        figures[f"forward pass, optimization {level}"] = seconds / count
+    for detail, level in product(("extremes", "histograms"), _LEVELS):
+        collector = Collector(Job(data, tensors, detail, level))
+        some, one = (
+            _least(lambda stop=stop, made=collector: list(made.collect(reader, 0, stop)))
+            for stop in (count, 1)
+        )
+        a_sample = (some - one) / (count - 1)
+        figures[f"forward pass and collecting {detail}, optimization {level}"] = a_sample
+        figures[f"finishing a piece of {detail}, optimization {level}"] = one - a_sample
+    checks = _least(lambda: check_samples(opened, values_of(model)[0]))
+    hashes = _least(lambda: replace(opened).row_digests)
+    figures |= {"checking a sample": checks / count, "hashing a sample": hashes / count}
+    whole = _least(lambda: by_onnxq(task), rounds=2)
+    often = figures[f"forward pass and collecting histograms, optimization {task.optimization}"]
+    once = whole - checks - hashes - count * often
+    figures[f"once: loading, sessions, pieces, ranges by {task.method}"] = once
+    return {name: seconds * 1e3 for name, seconds in figures.items()}
+
+
+def _least(work: Callable[[], object], rounds: int = 5) -> float:
+    """Processor seconds of the quickest round, after one that warms up."""
+    times = []
+    for _ in range(rounds + 1):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return min(times[1:])
+
+
 JOBS: dict[str, Callable[[Task], Figures]] = {
     "prepare": prepare,
     "forward": forward,
     "onnxruntime": by_onnxruntime,
     "onnxq": by_onnxq,
     "counting": counting,
+    "parts": parts,
 }
 
 
