@@ -211,14 +211,16 @@ class Collection(Record):
 class OutsideRow(Record):
     """Evaluation's values outside the range that calibration gave a tensor.
 
-    ``share`` counts whole buckets of the histogram beyond the range: what lies less than one bucket
-    (2**-7 of its value) beyond is not in it. ``excess`` is the exact largest distance beyond the
-    range in the tensor's own unit, ``steps`` the same in steps of the grid.
-    ``calibration_share`` is what the method left out of calibration's own values on purpose.
+    ``runs`` is the exact share of runs with any such value. ``share`` is that of all values, and
+    counts whole buckets of the histogram: what lies less than one bucket (2**-7 of its value)
+    beyond the range may not be in it. ``excess`` is the exact largest distance beyond the range in
+    the tensor's own unit, ``steps`` the same in steps of the grid. ``calibration_share`` is what
+    the method left out of calibration's own values on purpose.
     """
 
     tensor: str
     is_output: bool
+    runs: float
     share: float
     calibration_share: float | None
     excess: float
@@ -238,7 +240,8 @@ class CellCoverage(Record):
 
     ``missing`` are those that occur in evaluation and not in calibration; groups are among them
     only if some group is in both, as a split by groups is meant to keep all of them apart.
-    ``beyond`` evaluation samples have a label below the lowest or above the highest of calibration.
+    ``beyond`` evaluation samples have a label, of those that are numbers in bins, below the lowest
+    or above the highest of calibration.
     """
 
     kind: Literal["label", "timestep", "group"]
@@ -246,6 +249,14 @@ class CellCoverage(Record):
     cells: tuple[CellCount, ...]
     missing: tuple[str, ...] = ()
     beyond: int = 0
+
+    @property
+    def is_covered(self) -> bool | None:
+        """Whether calibration has all cells of evaluation; None if that is not known, or there are
+        more of them than calibration has samples, so that it could not."""
+        held = sum(1 for cell in self.cells if cell.evaluation)
+        can_be = held <= sum(cell.calibration for cell in self.cells)
+        return not self.missing if held and can_be else None
 
 
 class StabilityRow(Record):
@@ -324,8 +335,8 @@ class Passport(Record):
     @property
     def is_covered(self) -> bool | None:
         """Whether calibration has every bin, class and timestep of evaluation; None if unknown."""
-        compared = [c for c in self.coverage if any(cell.evaluation for cell in c.cells)]
-        return not any(c.missing for c in compared) if compared else None
+        known = [seen.is_covered for seen in self.coverage if seen.is_covered is not None]
+        return all(known) if known else None
 
     @property
     def same_preprocessing(self) -> bool | None:

@@ -23,7 +23,7 @@ from onnxq.calibrate.estimators import EstimatorOptions, Method
 from onnxq.calibrate.facets import Facet, Kind, facets_of, plural, some, word_of
 from onnxq.calibrate.preprocessing import Moments, compare_inputs
 from onnxq.calibrate.stability import stability_of, sufficiency
-from onnxq.calibrate.statistics import Statistics
+from onnxq.calibrate.statistics import Statistics, TensorStatistics
 from onnxq.qtypes import IntType
 from onnxq.samples import Samples
 
@@ -31,6 +31,7 @@ __all__ = ["MOST_EVALUATED", "Calibrated", "Evaluated", "passport"]
 
 MOST_EVALUATED = 64  # evaluation samples that are run: more tell little more and cost time
 _MOST_OUTSIDE = 1e-3  # share of values beyond what the method leaves out: ten times percentile's
+_MOST_RUNS = 0.05  # that saturate an output; by minmax of 200 samples about 1 % of others do
 _MOST_BEYOND = 0.05  # share of labels; of 200 drawn at random about 1 % of others lie beyond
 _KINDS: tuple[Kind, ...] = ("label", "timestep", "group")
 
@@ -122,6 +123,7 @@ def _outside(
             OutsideRow(
                 tensor=name,
                 is_output=name in outputs,
+                runs=_runs_outside(seen, known),
                 share=beyond / summary.finite,
                 calibration_share=known.outside_fraction,
                 excess=excess,
@@ -129,6 +131,11 @@ def _outside(
             )
         )
     return tuple(sorted(rows, key=lambda row: (-row.share, -row.steps, row.tensor)))
+
+
+def _runs_outside(seen: TensorStatistics, known: TensorRange) -> float:
+    lows, highs = seen.lows.astype(np.float64), seen.highs.astype(np.float64)
+    return float(np.mean((lows < known.low) | (highs > known.high)))
 
 
 def _is_too_much(row: OutsideRow) -> bool:
@@ -139,12 +146,12 @@ def _of_outside(rows: Sequence[OutsideRow]) -> tuple[Finding, ...]:
     found = [
         Finding(
             where=row.tensor,
-            what=f"the output saturates for {_percent(row.share)} of its values in evaluation, by "
-            f"up to {row.excess:.4g}",
+            what=f"the output saturates in {_percent(row.runs)} of the runs of evaluation, by up "
+            f"to {row.excess:.4g} ({row.steps:.3g} steps of its grid)",
             do="calibrate on samples that reach as far, or declare its domain",
         )
         for row in rows
-        if row.is_output and _is_too_much(row)
+        if row.is_output and row.runs > _MOST_RUNS and row.steps > 1
     ]
     inside = [row for row in rows if not row.is_output and _is_too_much(row)]
     if inside:
@@ -176,7 +183,8 @@ def _coverage(choice: SampleChoice, evaluation: Samples | None) -> tuple[CellCov
             if key.startswith(f"{kind} ")
         }
         if drawn:
-            beyond = _beyond(choice, evaluation) if kind == "label" else 0
+            is_number = kind == "label" and kind in choice.edges
+            beyond = _beyond(choice, evaluation) if is_number else 0
             word = word_of(kind, has_edges=kind in choice.edges)
             cells = _cells(drawn, facets.get(kind))
             found.append(
@@ -227,7 +235,7 @@ def _checks(choice: SampleChoice, evaluation: Samples) -> tuple[Literal["content
 def _of_coverage(coverage: Sequence[CellCoverage], evaluation: Samples) -> tuple[Finding, ...]:
     found = []
     for seen in coverage:
-        if seen.missing:
+        if seen.is_covered is False:
             held = sum(1 for cell in seen.cells if cell.evaluation)
             samples = sum(c.evaluation or 0 for c in seen.cells if c.cell in set(seen.missing))
             found.append(

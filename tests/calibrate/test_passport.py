@@ -97,6 +97,7 @@ def test_values_outside_are_those_that_numpy_counts_to_one_bucket(method):
         most = ((raw < held.low) | (raw > held.high)).mean()
         least = ((raw < held.low * (1 + 2**-7)) | (raw > held.high * (1 + 2**-7))).mean()
         assert least <= row.share <= most
+        assert row.runs == ((raw < held.low) | (raw > held.high)).any(axis=1).mean()
         excess = max(held.low - raw.min(), raw.max() - held.high, 0)
         assert row.excess == pytest.approx(excess, rel=1e-6)
         assert row.steps == pytest.approx(excess / ((held.high - held.low) / 255), rel=1e-6)
@@ -119,9 +120,10 @@ def test_an_output_that_saturates_is_told_in_its_own_unit():
     raw, high = network(PICTURES[30:] * 1.4)["y"], network(PICTURES[:30])["y"].max()
     (row,) = [row for row in seen.outside if row.is_output]
     assert (raw > high * (1 + 2**-7)).mean() <= row.share <= (raw > high).mean()
+    assert row.runs == (raw > high).mean()  # the output is one number
     assert outputs[0].what == (
-        f"the output saturates for {row.share:.1%} of its values in evaluation, by up to "
-        f"{raw.max() - high:.4g}"
+        f"the output saturates in {row.runs:.1%} of the runs of evaluation, by up to "
+        f"{raw.max() - high:.4g} ({row.steps:.3g} steps of its grid)"
     )
 
 
@@ -213,6 +215,15 @@ def test_whole_numbers_are_the_same_class_whatever_their_type():
     chosen, choice = drawn(samples_of(PICTURES, labels=np.tile([0, 1], 30)), samples=10)
     evaluation = samples_of(PICTURES + 1, "eval", labels=np.tile([0.0, 1.0], 30))
     assert judged(chosen, evaluation, choice=choice).is_covered is True
+
+
+def test_classes_have_no_lowest_and_highest_and_too_many_of_them_cannot_be_covered():
+    chosen, choice = drawn(samples_of(PICTURES, labels=np.arange(60)), samples=10)
+    evaluation = samples_of(PICTURES + 1, "eval", labels=np.arange(60) + 40)
+    seen = judged(chosen, evaluation, choice=choice)
+    assert len(seen.coverage[0].missing) >= 50
+    assert (seen.coverage[0].beyond, seen.is_covered) == (0, None)
+    assert not [f for f in seen.findings if "label" in f.what]
 
 
 def test_groups_that_are_kept_apart_are_as_they_should_be():

@@ -292,6 +292,7 @@ def make_passport(tensors: list[str]) -> Passport:
             OutsideRow(
                 tensor=name,
                 is_output=place == 23,
+                runs=0.4 / (place + 1),
                 share=0.031 / (place + 1),
                 calibration_share=0.0 if place % 2 else None,
                 excess=4.2 / (place + 1),
@@ -620,7 +621,7 @@ def test_the_worst_ten_tensors_and_every_output_are_named(report: VerificationRe
     tables = passport_of(report)[1]
     outside = tables["Values outside the calibrated ranges"]
     assert [row[1] for row in outside] == ["output", *["activation"] * 10]
-    assert outside[1][2:] == ("3.1", "–", "4.200", "61.0")
+    assert outside[1][2:] == ("40.0", "3.1", "–", "4.200", "61.0")
     assert len(tables["Ranges that depend most on the samples drawn"]) == 10
 
 
@@ -672,15 +673,22 @@ def test_bars_are_as_long_as_the_share_of_the_samples(report: VerificationReport
     assert marked == ["≥ 120"]
 
 
-def test_of_very_many_cells_those_that_are_missing_are_drawn(report: VerificationReport) -> None:
+def test_more_classes_than_calibration_has_samples_are_not_held_against_it(
+    report: VerificationReport,
+) -> None:
     cells = tuple(
-        CellCount(cell=f"class {n}", calibration=0 if n == 777 else 2, evaluation=1)
-        for n in range(1000)
+        CellCount(cell=f"class {n}", calibration=int(n < 200), evaluation=1) for n in range(1000)
     )
-    seen = CellCoverage(kind="label", word="label class", cells=cells, missing=("class 777",))
-    drawn = coverage(seen)
-    assert "class 777" in drawn
-    assert "940 more are not drawn" in drawn
+    missing = tuple(cell.cell for cell in cells if not cell.calibration)
+    seen = CellCoverage(kind="label", word="label class", cells=cells, missing=missing)
+    assert seen.is_covered is None
+    lead, tables = passport_of(report, coverage=(seen,))
+    assert "whether calibration covers evaluation is not known" in lead
+    assert tables["Coverage"][0][:3] == ("label class", "200", "1\N{NARROW NO-BREAK SPACE}000")
+    assert "and 788 more" in tables["Coverage"][0][3]
+    changed = report.passport.model_copy(update={"coverage": (seen,)})
+    page = html(report.model_copy(update={"passport": changed}))
+    assert "Share of the samples" not in page  # a thousand bars would help nobody
 
 
 # --- JUnit --------------------------------------------------------------------------------------

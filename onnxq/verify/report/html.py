@@ -12,7 +12,14 @@ from onnxq.artifacts import CellCoverage, LayerDistance, Verdict, VerificationRe
 from onnxq.verify.report.contents import WORST_LAYERS, worst
 from onnxq.verify.report.formatting import byte_unit, integer, interval, number, percent
 from onnxq.verify.report.observations import ClassAgreement, Pairs, limits_of_agreement
-from onnxq.verify.report.plots import VARIANTS, bland_altman, by_group, coverage, scatter
+from onnxq.verify.report.plots import (
+    MOST_CELLS,
+    VARIANTS,
+    bland_altman,
+    by_group,
+    coverage,
+    scatter,
+)
 from onnxq.verify.report.quality import label_unit
 from onnxq.verify.report.sections import sections
 
@@ -120,7 +127,9 @@ def _figures(report: VerificationReport, pair: Pairs | None) -> dict[str, tuple[
         svg = by_group(report.comparison.by_group, worst_group, title)
         figures["groups"] = (_Figure(Markup(svg), "The most worsened first.", _MODELS),)
     if report.passport is not None:
-        figures["passport"] = tuple(_coverage(seen) for seen in report.passport.coverage)
+        figures["passport"] = tuple(
+            _coverage(seen) for seen in report.passport.coverage if len(seen.cells) <= MOST_CELLS
+        )
     return figures
 
 

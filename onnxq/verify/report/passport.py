@@ -121,7 +121,7 @@ def _of_coverage(coverage: Sequence[CellCoverage]) -> str:
         f"{c.word}: {integer(len(c.missing))} of {integer(_occupied(c)[1])} have no calibration "
         "sample"
         for c in coverage
-        if c.missing
+        if c.is_covered is False
     ]
     known = ", ".join(c.word for c in coverage) or "nothing"
     return "; ".join(said) or f"known of the samples: {known}"
@@ -164,7 +164,7 @@ def _coverage(seen: Passport) -> Table:
         ),
         seen.coverage,
         lambda c: (c.word, *map(integer, _occupied(c)), _listed(c.missing) or MISSING),
-        lambda c: bool(c.missing),
+        lambda c: c.is_covered is False,
         title="Coverage",
     )
 
@@ -202,13 +202,15 @@ def _outside(seen: Passport) -> Table:
         (
             *code_columns("Tensor"),
             *text_columns("Kind"),
-            *number_columns("Outside, evaluation (%)", "Outside, calibration (%)"),
+            *number_columns("Runs with any outside (%)"),
+            *number_columns("Values outside (%)", "In calibration (%)"),
             *number_columns("Largest excess", "Excess (steps)"),
         ),
         [*outputs, *others[:_MOST_ROWS]],
         lambda row: (
             row.tensor,
             "output" if row.is_output else "activation",
+            percent(row.runs),
             percent(row.share),
             percent(row.calibration_share),
             number(row.excess),

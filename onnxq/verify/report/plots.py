@@ -18,13 +18,13 @@ from onnxq.artifacts import CellCount, CellCoverage, GroupRow
 from onnxq.verify.report.formatting import number
 from onnxq.verify.report.observations import Limits, Pairs
 
-__all__ = ["VARIANTS", "bland_altman", "by_group", "coverage", "scatter", "ticks"]
+__all__ = ["MOST_CELLS", "VARIANTS", "bland_altman", "by_group", "coverage", "scatter", "ticks"]
 
 Variant = Literal["fp32", "int8"]
 VARIANTS: tuple[Variant, ...] = ("fp32", "int8")
 MOST_POINTS = 2_000  # drawn; every figure is of all points
 MOST_GROUPS = 40
-MOST_CELLS = 60
+MOST_CELLS = 100  # with more, a plot is no help
 _WIDTH, _TOP, _BOTTOM, _LEFT, _RIGHT = 460.0, 10.0, 46.0, 54.0, 12.0
 _DIGIT = 7.0  # width of a character of a label
 Numbers = Float[np.ndarray, " _"]
@@ -136,11 +136,8 @@ def by_group(groups: Sequence[GroupRow], worst: str | None, title: str) -> str:
 
 
 def coverage(seen: CellCoverage) -> str:
-    """Share of the samples in every cell, calibration above evaluation, in the cells' order.
-
-    Of very many cells, ``MOST_CELLS`` are drawn, those among them that calibration has none of.
-    """
-    shown = _cells_to_draw(seen)
+    """Share of the samples in each of at most ``MOST_CELLS`` cells, on both sides."""
+    shown = seen.cells
     totals = [sum(_held(cell)[side] for cell in seen.cells) for side in (0, 1)]
     shares = [
         [100 * n / (total or 1) for n, total in zip(_held(cell), totals, strict=True)]
@@ -164,22 +161,13 @@ def coverage(seen: CellCoverage) -> str:
             if share:
                 parts.append(_rect((x.start, top, x.at(share), top + thick), side))
     parts.append(_line((x.start, y.start, x.start, y.end), "axis"))
-    left_out = len(seen.cells) - len(shown)
-    more = f" {left_out} more are not drawn." if left_out else ""
     none = f" In evaluation only: {', '.join(seen.missing)}." if seen.missing else ""
-    described = f"Bars for {len(shown)} cells ({seen.word}).{more}{none}"
+    described = f"Bars for {len(shown)} cells ({seen.word}).{none}"
     return _svg(f"Samples by {seen.word}, calibration and evaluation", described, height, parts)
 
 
 def _held(cell: CellCount) -> tuple[int, int]:
     return cell.calibration, cell.evaluation or 0
-
-
-def _cells_to_draw(seen: CellCoverage) -> list[CellCount]:
-    missing = set(seen.missing)
-    first = sorted(seen.cells, key=lambda cell: (cell.cell not in missing, -sum(_held(cell))))
-    drawn = {cell.cell for cell in first[:MOST_CELLS]}
-    return [cell for cell in seen.cells if cell.cell in drawn]
 
 
 # --- pieces -------------------------------------------------------------------------------------
