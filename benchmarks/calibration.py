@@ -137,7 +137,12 @@ def _run(command: Sequence[str]) -> tuple[resource.struct_rusage, float]:
     busy, start = _busy_seconds(), time.perf_counter()
     with tempfile.TemporaryFile() as said:
         child = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(child.pid, 0)
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except KeyboardInterrupt:
+            child.kill()
+            child.wait()
+            raise
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             said.seek(0)
