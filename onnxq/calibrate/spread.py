@@ -22,7 +22,7 @@ __all__ = ["AHEAD", "TRIES", "Load", "Spread", "Task", "collector_of"]
 
 AHEAD = 2  # loads a worker has: one that it runs, and the next
 TRIES = 3  # how often a load is begun whose worker dies
-_LOAD_BYTES = 64_000_000  # inputs that are sent at once
+_LOAD_BYTES = 32_000_000  # inputs that are sent at once: with two workers some 250 MB in all
 _FLYING_BYTES = 512_000_000  # inputs that are on their way to all workers, together
 
 Array = Shaped[np.ndarray, "..."]
