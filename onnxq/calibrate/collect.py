@@ -64,13 +64,15 @@ class Runs(Protocol):
 class Collector:
     """A job's sessions, ready to run. Raises RuntimeFailureError if the graph cannot be loaded."""
 
+    _accumulators: "list[Accumulator]"
+
     def __init__(self, job: Job) -> None:
         self._job = job
         model = onnx.ModelProto.FromString(job.model)
         self._inputs = {value.name for value in model.graph.input}
         self._column = {name: column for column, name in enumerate(job.tensors)}
         self._shapes = shapes_of(model)
-        self._accumulators: list["Accumulator"] = []
+        self._accumulators = []
         graphs: Iterable[tuple[onnx.ModelProto, Outputs]]
         if job.detail == "extremes":
             graphs = [with_reductions(model, job.tensors)]

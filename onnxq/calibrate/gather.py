@@ -66,11 +66,13 @@ class _Here:
 def _executor(job: Job, resources: Resources) -> AbstractContextManager[Executor]:
     if resources.ray is None and resources.workers == 1:
         return nullcontext(_Here(job))
-    from onnxq.calibrate import workers
-
     if resources.ray is not None:
-        return workers.on_ray(job, resources.ray)
-    return workers.in_processes(job, resources.workers)
+        from onnxq.calibrate.cluster import on_ray
+
+        return on_ray(job, resources.ray)
+    from onnxq.calibrate.workers import in_processes
+
+    return in_processes(job, resources.workers)
 
 
 def gather(
@@ -79,6 +81,7 @@ def gather(
     resources: Resources,
     checkpoint: Checkpoint | None = None,
     progress: Progress = silent,
+    what: str = "calibrating",
 ) -> Statistics:
     """Statistics of all ``runs``: the same bits however they were divided, interrupted or spread.
 
@@ -100,7 +103,7 @@ def gather(
             forecast = with_time(job, count, executor.trial(runs), memory_mb(job), executor.at_once)
             size = _piece_size(forecast, resources.checkpoint_seconds)
             steps = _steps(executor, runs, pieces(blocks, done, size), checkpoint, builder)
-            for _ in progress(steps, f"calibrating {forecast}", count):
+            for _ in progress(steps, f"{what} {forecast}", count):
                 pass
     return builder.build()
 

@@ -1,7 +1,7 @@
 """The calibrate stage: chosen samples become ranges. The only file here that touches disk."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -12,8 +12,10 @@ from onnxq.calibrate.archive import decode, encode
 from onnxq.calibrate.checkpoint import Checkpoint
 from onnxq.calibrate.collect import Job
 from onnxq.calibrate.gather import gather
+from onnxq.calibrate.passport import MOST_EVALUATED, Calibrated, Evaluated, passport
 from onnxq.calibrate.plans import choose
-from onnxq.calibrate.ranges import findings, ranges_of
+from onnxq.calibrate.preprocessing import Moments, moments_of
+from onnxq.calibrate.ranges import findings, options_of, ranges_of
 from onnxq.calibrate.readers import SampleReader, describe, refuse_overlap
 from onnxq.calibrate.resources import Resources, pieces_of
 from onnxq.calibrate.statistics import Statistics
@@ -117,17 +119,36 @@ def calibrate(  # noqa: PLR0913 - what is calibrated, on what, and what is at ha
         reader = SampleReader(chosen, subject.batch)
         statistics = gather(job, reader, resources or Resources(), pieces, progress)
     evidence = Evidence(choice, statistics, job.optimization, samples.preprocessing)
+    if evaluation is None or samples.made_up:
+        return conclude(subject, section, evidence, folder)
+    fresh = evaluation.thinned(max(MOST_EVALUATED // subject.batch, 1) * subject.batch)
+    check_samples(fresh, subject.inputs, batch=subject.batch)
+    seen = gather(
+        replace(job, detail="histograms"),
+        SampleReader(fresh, subject.batch),
+        replace(resources or Resources(), resume=False),
+        progress=progress,
+        what="looking at evaluation samples,",
+    )
+    evaluated = Evaluated(seen, evaluation, moments_of(fresh))
+    evidence = replace(evidence, inputs=moments_of(chosen), evaluated=evaluated)
     return conclude(subject, section, evidence, folder)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was collected, and how: all that ranges are made from."""
+    """What was collected, and how: all that ranges are made from.
+
+    ``evaluated`` is what was seen on evaluation samples, and ``inputs`` the moments of those of
+    calibration, for the passport alone.
+    """
 
     choice: SampleChoice
     statistics: Statistics
     optimization: Optimization
     preprocessing: str
+    inputs: Mapping[str, Moments] = field(default_factory=dict)
+    evaluated: Evaluated | None = None
 
 
 def conclude(
@@ -143,6 +164,15 @@ def conclude(
     values = [*subject.inputs, *subject.outputs]
     graph = load_model(subject.model).graph
     ranges = ranges_of(graph, statistics, values, section, subject.target)
+    calibrated = Calibrated(
+        statistics=statistics,
+        ranges=ranges,
+        choice=evidence.choice,
+        method=section.method,
+        options=options_of(section, subject.target),
+        inputs=evidence.inputs,
+    )
+    outputs = [value.name for value in subject.outputs]
     result = CalibrationResult(
         model_sha256=sha256_of_file(subject.model),
         target=subject.target.name,
@@ -156,6 +186,7 @@ def conclude(
             file=facts_of_file(folder / STATISTICS),
         ),
         ranges=ranges,
+        passport=passport(calibrated, outputs, evidence.evaluated),
         findings=findings(ranges, subject.inputs),
         provenance=provenance(section.model_dump(mode="json")),
     )

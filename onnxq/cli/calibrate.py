@@ -262,5 +262,6 @@ def _say_result(screen: Screen, folder: Path, result: CalibrationResult) -> int:
     for note in result.choice.notes:
         screen.say(f"  ! {note}")
     say_findings(screen, result.findings)
+    say_findings(screen, result.passport.findings if result.passport else ())
     screen.result({"exit_code": 0, "record": result.model_dump(mode="json")})
     return 0

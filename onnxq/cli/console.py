@@ -78,6 +78,7 @@ class Screen:
 
     def _lines(self, items: Iterable[T], what: str, total: int) -> Iterable[T]:
         last = time.monotonic()
+        self.side.print(f"  {what}: 0/{total}")
         for number, item in enumerate(items, start=1):
             yield item
             if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
