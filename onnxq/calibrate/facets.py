@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from onnxq.artifacts import SampleChoice
 from onnxq.errors import DataError
 from onnxq.samples import Samples
 
@@ -16,6 +17,7 @@ __all__ = [
     "Kind",
     "facets_of",
     "group_facet",
+    "joined_bins",
     "label_facet",
     "plural",
     "some",
@@ -132,6 +134,28 @@ def _is_usable(values: Values | None, edges: tuple[float, ...]) -> bool:
     if not np.issubdtype(values.dtype, np.number):
         return not edges
     return bool(np.isfinite(values).all())
+
+
+def joined_bins(
+    choices: Sequence[SampleChoice],
+) -> tuple[dict[str, int], dict[str, tuple[float, ...]]]:
+    """``bins`` and ``edges`` of several choices as one.
+
+    A kind is left out if some choice knows nothing of it, or has other bins.
+    """
+    edges = dict(choices[0].edges)
+    bins: dict[str, int] = {}
+    for kind in ("label", "timestep", "group"):
+        own = [
+            {key: n for key, n in choice.bins.items() if key.startswith(f"{kind} ")}
+            for choice in choices
+        ]
+        if all(own) and len({choice.edges.get(kind) for choice in choices}) == 1:
+            for part in own:
+                bins |= {key: bins.get(key, 0) + number for key, number in part.items()}
+        else:
+            edges.pop(kind, None)
+    return bins, edges
 
 
 def _known(samples: Samples, values: Values | None, word: str, otherwise: str) -> Values:

@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from onnxq.calibrate.facets import joined_bins
 from onnxq.calibrate.plans import choose
 from onnxq.errors import DataError
 from onnxq.recipe import CalibrateSection, Stratify
 from onnxq.samples import Samples
+
+from .seen import choice_of
 
 EDGES = (25.0, 50.0, 75.0)
 
@@ -287,3 +290,23 @@ def test_labels_that_are_not_known_of_every_sample_do_not_hinder_another_plan():
 def test_plans_that_contradict_themselves_are_refused(section, says):
     with pytest.raises(ValidationError, match=says):
         CalibrateSection.model_validate(section)
+
+
+# --- several draws ------------------------------------------------------------------------------
+
+
+def test_bins_of_several_choices_are_added_where_they_are_the_same_bins():
+    left = choice_of(
+        4,
+        bins={"label < 5": 3, "label ≥ 5": 1, "timestep 1": 4, "group a": 4},
+        edges={"label": (5.0,)},
+    )
+    right = choice_of(
+        2, bins={"label ≥ 5": 2, "timestep < 7": 2, "group b": 2},
+        edges={"label": (5.0,), "timestep": (7.0,)},
+    )  # fmt: skip
+    bins = {"label < 5": 3, "label ≥ 5": 3, "group a": 4, "group b": 2}
+    assert joined_bins([left, right]) == (bins, {"label": (5.0,)})
+    assert joined_bins([right, left]) == (bins, {"label": (5.0,)})
+    unknown = choice_of(1, bins={"group c": 1})
+    assert joined_bins([left, unknown]) == ({"group a": 4, "group c": 1}, {})
