@@ -684,6 +684,11 @@ def test_more_classes_than_calibration_has_samples_are_not_held_against_it(
     assert seen.is_covered is None
     lead, tables = passport_of(report, coverage=(seen,))
     assert "whether calibration covers evaluation is not known" in lead
+    assert tables[""][2][1:] == (
+        "cannot be said",
+        "label class: 1\N{NARROW NO-BREAK SPACE}000 in evaluation, more than calibration has "
+        "samples",
+    )
     assert tables["Coverage"][0][:3] == ("label class", "200", "1\N{NARROW NO-BREAK SPACE}000")
     assert "and 788 more" in tables["Coverage"][0][3]
     changed = report.passport.model_copy(update={"coverage": (seen,)})

@@ -123,6 +123,11 @@ def _of_coverage(coverage: Sequence[CellCoverage]) -> str:
         for c in coverage
         if c.is_covered is False
     ]
+    said += [
+        f"{c.word}: {integer(_occupied(c)[1])} in evaluation, more than calibration has samples"
+        for c in coverage
+        if c.missing and c.is_covered is None
+    ]
     known = ", ".join(c.word for c in coverage) or "nothing"
     return "; ".join(said) or f"known of the samples: {known}"
 
@@ -203,7 +208,7 @@ def _outside(seen: Passport) -> Table:
             *code_columns("Tensor"),
             *text_columns("Kind"),
             *number_columns("Runs with any outside (%)"),
-            *number_columns("Values outside (%)", "In calibration (%)"),
+            *number_columns("Values outside (%)", "Left out in calibration (%)"),
             *number_columns("Largest excess", "Excess (steps)"),
         ),
         [*outputs, *others[:_MOST_ROWS]],
