@@ -18,6 +18,7 @@ __all__ = [
     "WEIGHTED",
     "constant_of",
     "cut_to",
+    "input_channel_axis",
     "is_quantized_form",
     "load_graph",
     "load_model",
@@ -234,6 +235,22 @@ def output_channel_axis(node: ir.Node) -> int:
         case "MatMul":
             weight = node.inputs[1]
             return len(weight.shape) - 1 if weight is not None and weight.shape is not None else -1
+    raise ValueError(f"{node.op_type} has no weight")
+
+
+def input_channel_axis(node: ir.Node) -> int:
+    """Axis of the data (input 0) that runs over the channels which the node's weight multiplies.
+
+    Conv and ConvTranspose 1, Gemm 0 if transA else 1, MatMul last (−1). Raises ValueError for a
+    node without weight.
+    """
+    match node.op_type:
+        case "Conv" | "ConvTranspose":
+            return 1
+        case "Gemm":
+            return 0 if node.attributes.get_int("transA", 0) else 1
+        case "MatMul":
+            return -1
     raise ValueError(f"{node.op_type} has no weight")
 
 

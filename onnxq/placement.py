@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxq.graph import constant_of, output_channel_axis
+from onnxq.graph import WEIGHTED, constant_of, input_channel_axis, output_channel_axis
 from onnxq.target import Target
 
 __all__ = [
+    "channel_axes",
     "data_inputs",
     "float_reasons",
     "fold_sources",
@@ -50,6 +51,20 @@ def observed_tensors(
         and value.dtype == ir.DataType.FLOAT
         and constant_of(value) is None
     )
+
+
+def channel_axes(graph: ir.Graph, tensors: Sequence[str]) -> dict[str, int]:
+    """For those of ``tensors`` that a weight multiplies: the axis of their channels.
+
+    The first consumer with a constant weight decides; a negative axis counts from the end.
+    """
+    wanted = set(tensors)
+    axes: dict[str, int] = {}
+    for node in graph:
+        name = str(node.inputs[0].name) if node.inputs and node.inputs[0] else ""
+        if node.op_type in WEIGHTED and name in wanted and constant_of(node.inputs[1]) is not None:
+            axes.setdefault(name, input_channel_axis(node))
+    return axes
 
 
 def _wanted_on(target: Target, nodes: Sequence[ir.Node], exclude: Mapping[str, str]) -> set[str]:

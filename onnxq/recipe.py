@@ -154,6 +154,8 @@ class CalibrateSection(Section):
     ema, histograms for the others; with histograms the method may be changed later without running
     the model again. ``optimization: none`` computes what the graph says, operator by operator, as
     onnxruntime's own calibrators do; ``full`` is how ONNX Runtime executes it, and quicker.
+    ``per_channel`` collects extremes by channel of what goes into a weight, to see where one scale
+    serves most channels badly.
     ``plan: random`` draws samples, evenly over what ``stratify`` names; ``plan: first`` takes the
     first as they lie, with a warning.
     """
@@ -165,6 +167,7 @@ class CalibrateSection(Section):
     sigmas: Annotated[float, Gt(0)] = 12.0
     collect: Literal["extremes", "histograms"] | None = None
     optimization: Literal["none", "full"] = "none"
+    per_channel: bool = False
     samples: Annotated[int, Ge(1)] = 200
     seed: int = 0
     plan: Literal["random", "first"] = "random"

@@ -8,7 +8,7 @@ from jaxtyping import Shaped, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from onnxq.calibrate.statistics import Statistics, Summary
+from onnxq.calibrate.statistics import Channels, Statistics, Summary
 from onnxq.errors import StoreError
 
 __all__ = ["decode", "encode"]
@@ -23,9 +23,10 @@ def encode(statistics: Statistics) -> bytes:
 
     Histograms are stored sparse, block by block and tensor by tensor: ``buckets`` and ``counts``,
     of which summary ``s`` has ``[offsets[s], offsets[s + 1])``. Exact sums are signed
-    little-endian integers.
+    little-endian integers. Extremes by channel stand one tensor after the other.
     """
     summaries = [summary for block in statistics.summaries for summary in block]
+    channels = [statistics.channels[name] for name in sorted(statistics.channels)]
     lengths = [len(summary.buckets) for summary in summaries]
     arrays: dict[str, Array] = {
         "lows": statistics.lows,
@@ -39,11 +40,20 @@ def encode(statistics: Statistics) -> bytes:
         "numbers": np.array(
             [(s.count, s.zeros, s.nans, s.infs) for s in summaries], np.int64
         ).reshape(-1, 4),
+        "channel_lows": _concatenated([c.lows for c in channels], np.dtype(np.float32)),
+        "channel_highs": _concatenated([c.highs for c in channels], np.dtype(np.float32)),
         "totals": _as_bytes([s.total for s in summaries], _TOTAL_BYTES),
         "squares": _as_bytes([s.squares for s in summaries], _SQUARES_BYTES),
     }
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    facts = {"format": _FORMAT, "tensors": statistics.tensors}
+    facts = {
+        "format": _FORMAT,
+        "tensors": statistics.tensors,
+        "channels": [
+            (name, statistics.channels[name].axis, len(statistics.channels[name].lows))
+            for name in sorted(statistics.channels)
+        ],
+    }
     return save(contiguous, {_KEY: json.dumps(facts)})  # of several keys the order would vary
 
 
@@ -54,7 +64,8 @@ def decode(data: bytes, where: str) -> Statistics:
         facts = json.loads(header["__metadata__"][_KEY])
         if facts["format"] != _FORMAT:
             raise ValueError(f"format {facts['format']}")
-        return _restored(tuple(facts["tensors"]), load(data))
+        channels = [(name, axis, count) for name, axis, count in facts["channels"]]
+        return _restored(tuple(facts["tensors"]), channels, load(data))
     except (SafetensorError, KeyError, ValueError, IndexError) as fault:
         raise StoreError(
             f"is damaged, or holds no statistics of this version of onnxq ({fault})",
@@ -63,7 +74,11 @@ def decode(data: bytes, where: str) -> Statistics:
         ) from fault
 
 
-def _restored(tensors: tuple[str, ...], arrays: Mapping[str, Array]) -> Statistics:
+def _restored(
+    tensors: tuple[str, ...],
+    channels: Sequence[tuple[str, int, int]],
+    arrays: Mapping[str, Array],
+) -> Statistics:
     offsets = arrays["offsets"]
     summaries = []
     for number, (low, high) in enumerate(arrays["extremes"]):
@@ -90,10 +105,23 @@ def _restored(tensors: tuple[str, ...], arrays: Mapping[str, Array]) -> Statisti
         highs=arrays["highs"],
         values=arrays["values"],
         blocks=tuple((int(start), int(stop)) for start, stop in arrays["blocks"]),
+        channels=_restored_channels(channels, arrays),
         summaries=tuple(
             tuple(summaries[start : start + step]) for start in range(0, len(summaries), step)
         ),
     )
+
+
+def _restored_channels(
+    names: Sequence[tuple[str, int, int]], arrays: Mapping[str, Array]
+) -> dict[str, Channels]:
+    found, start = {}, 0
+    for name, axis, count in names:
+        stop = start + count
+        lows, highs = (arrays[f"channel_{kind}"][start:stop] for kind in ("lows", "highs"))
+        found[name] = Channels(axis, lows, highs)
+        start = stop
+    return found
 
 
 def _concatenated(arrays: Sequence[Array], dtype: np.dtype) -> Array:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,7 +16,7 @@ from onnxq.calibrate.instrument import (
     values_graphs,
     with_reductions,
 )
-from onnxq.calibrate.statistics import Statistics
+from onnxq.calibrate.statistics import Channels, Statistics
 from onnxq.errors import DataError
 from onnxq.graph import shapes_of
 from onnxq.runtime import Optimization, Session, give_back_memory, in_parallel, with_outputs
@@ -35,6 +35,7 @@ class Job:
     """What is run and what is looked at; it can be sent to another process or machine.
 
     ``model`` is an FP32 graph, serialized; ``tensors`` are names of float32 tensors in it.
+    ``channels`` are axes of tensors whose extremes are wanted by channel as well.
     ``output_bytes`` bounds what one run gives out at once; ``threads`` samples run side by side.
     """
 
@@ -44,6 +45,7 @@ class Job:
     optimization: Optimization = "none"
     threads: int = 1
     output_bytes: int = 256_000_000
+    channels: Mapping[str, int] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -75,7 +77,8 @@ class Collector:
         self._accumulators = []
         graphs: Iterable[tuple[onnx.ModelProto, Outputs]]
         if job.detail == "extremes":
-            graphs = [with_reductions(model, job.tensors)]
+            axes = {name: _others(axis, _rank(model, name)) for name, axis in job.channels.items()}
+            graphs = [with_reductions(model, job.tensors, axes)]
         else:
             from onnxq.calibrate.counting import Accumulator  # numba takes 130 MB
 
@@ -85,6 +88,7 @@ class Collector:
         self._sessions = [(outputs, self._session(graph)) for graph, outputs in graphs]
         del model, graphs
         give_back_memory()
+        self._channels: dict[str, Channels] = {}
         self._locks = [threading.Lock() for _ in job.tensors]
         self._own = threading.local()
 
@@ -108,6 +112,7 @@ class Collector:
             if self._run(inputs, lows[place], highs[place], values[place]):
                 self._refuse_not_finite(inputs, runs.name(start + place))
 
+        self._channels.clear()
         for accumulator in self._accumulators:
             accumulator.drain()  # what a collection that was broken off has left
         yield from in_parallel(one, len(lows), self._job.threads)
@@ -119,6 +124,7 @@ class Collector:
             values=values.sum(axis=0),
             blocks=((0, len(lows)),),
             summaries=(summaries,) if summaries else (),
+            channels={name: self._channels[name] for name in sorted(self._channels)},
         )
 
     def _session(self, model: onnx.ModelProto) -> Session:
@@ -142,8 +148,12 @@ class Collector:
                 place = self._column[tensor]
                 values[place] = size
                 if size:
-                    lows[place], highs[place] = low, high
+                    lows[place], highs[place] = low + 0, high + 0  # -0 and 0 are one value
                     suspect |= not np.isfinite([low, high, total]).all()
+            for tensor in graph.channels:
+                if values[self._column[tensor]]:
+                    pair = [outputs[f"{tensor}/channel_{kind}"] for kind in ("low", "high")]
+                    self._widen(tensor, *pair)
             for tensor in graph.values:
                 suspect |= self._count(tensor, outputs[tensor], (lows, highs, values))
         if self._accumulators:
@@ -156,7 +166,16 @@ class Collector:
         with self._locks[place]:
             rows[0][place], rows[1][place], bad = self._accumulators[place].add(array)
         rows[2][place] = array.size
+        if tensor in self._job.channels and array.size:
+            over = _others(self._job.channels[tensor], array.ndim)
+            self._widen(tensor, array.min(axis=over), array.max(axis=over))
         return bad > 0
+
+    def _widen(self, tensor: str, lows: Array, highs: Array) -> None:
+        seen = Channels(self._job.channels[tensor], lows.copy(), highs.copy())
+        with self._locks[self._column[tensor]]:
+            known = self._channels.get(tensor)
+            self._channels[tensor] = known.merged(seen) if known else seen
 
     def _runner(
         self, number: int, session: Session
@@ -190,6 +209,16 @@ class Collector:
                     where=f"{sample}, tensor `{name}`",
                     do="look at that sample; the FP32 model itself overflows on it",
                 )
+
+
+def _others(axis: int, rank: int) -> tuple[int, ...]:
+    """All axes but one."""
+    return tuple(other for other in range(rank) if other != axis % rank)
+
+
+def _rank(model: onnx.ModelProto, tensor: str) -> int:
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    return next(len(v.type.tensor_type.shape.dim) for v in values if v.name == tensor)
 
 
 def _elements(shape: tuple[int, ...] | None) -> int | None:

@@ -10,6 +10,7 @@ from typing import no_type_check
 import numba
 import numpy as np
 from jaxtyping import Float32, Int64, UInt64
+from numba import types
 
 from onnxq.calibrate.statistics import BUCKETS, Summary, in_order_of_value, merged
 
@@ -24,8 +25,18 @@ _MOST_SUMMED = 2**31  # values whose sums over one exponent fit 64 bits
 _INFINITY, _NEGATIVE = 0x7F80, 0x8000  # the bucket of infinity (and of some NaN); the sign's bit
 
 
+_SIGNATURE = types.void(
+    types.Array(types.uint32, 1, "C", readonly=True),
+    types.Array(types.float32, 1, "C", readonly=True),
+    types.uint64[::1],
+    types.uint64[::1],
+    types.float32[::1],
+    types.int64[::1],
+)
+
+
 @numba.njit(
-    "void(uint32[::1], float32[::1], uint64[::1], uint64[::1], float32[::1], int64[::1])",
+    _SIGNATURE,
     nogil=True,
     cache=True,
 )
@@ -82,13 +93,15 @@ class Accumulator:
             finite = flat[np.isfinite(flat)]
             self._nans += int(np.isnan(flat).sum())
             extremes[:] = finite.min(initial=np.inf), finite.max(initial=-np.inf)
-        low, high = (float(extreme) for extreme in extremes)
+        low, high = (float(extreme) + 0.0 for extreme in extremes)  # -0 and 0 are one value
         self._low, self._high = min(self._low, low), max(self._high, high)
         self._zeros += int(zeros[0])
         return (low, high, bad) if low <= high else (np.nan, np.nan, bad)
 
     def drain(self) -> Summary:
         """The summary of all that was counted; counting begins anew."""
+        if not (self._in_packed or self._in_cells or self._done.count):
+            return Summary.empty()
         self._unpack()
         self._fold()
         found, self._done = self._done, Summary.empty()

@@ -40,7 +40,7 @@ class Executor(Protocol):
         ...
 
     def finish(self, runs: Runs, todo: Sequence[Interval]) -> Iterator[int | Piece]:
-        """Every piece of ``todo`` once, in any order; between them, numbers of runs just done."""
+        """Pieces that together are ``todo``, in any order; between them, numbers of runs done."""
         ...
 
 
@@ -96,7 +96,8 @@ def gather(
         builder.add(interval[0], checkpoint.load(interval))  # type: ignore[union-attr]
     left = pieces(blocks, done, len(runs))
     if left:
-        here = max(1, cores() // resources.workers)
+        # a Ray task takes one core, wherever it runs; here the workers share the cores
+        here = 1 if resources.ray is not None else max(1, cores() // resources.workers)
         job = fitted(replace(job, threads=here), resources.max_memory_mb)
         with _executor(job, resources) as executor:
             count = sum(stop - start for start, stop in left)

@@ -11,6 +11,7 @@ from onnxq.graph import cut_to
 __all__ = ["REDUCTIONS", "Outputs", "float_tensors", "values_graphs", "with_reductions"]
 
 REDUCTIONS = {"low": "ReduceMin", "high": "ReduceMax", "sum": "ReduceSum", "size": "Size"}
+_AXES_AS_INPUT = 18  # opset from which ReduceMin and ReduceMax take their axes as an input
 # Operators that hand values on as they are: what is not finite behind them was so before.
 _MOVERS = frozenset(
     {
@@ -25,13 +26,15 @@ class Outputs:
     """What the outputs of an instrumented graph are.
 
     ``values`` come out whole. Of the tensors ``reduced`` the four REDUCTIONS come out, called
-    ``<tensor>/<reduction>``; of the ``guards`` the sum alone: it is not finite where a value is
+    ``<tensor>/<reduction>``; of those that have ``channels``, ``<tensor>/channel_low`` and
+    ``…/channel_high`` too. Of the ``guards`` the sum alone: it is not finite where a value is
     not, or where finite values overflow it.
     """
 
     values: tuple[str, ...] = ()
     reduced: tuple[str, ...] = ()
     guards: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
 
 
 def float_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -49,13 +52,17 @@ def float_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def with_reductions(
-    model: onnx.ModelProto, tensors: Sequence[str]
+    model: onnx.ModelProto, tensors: Sequence[str], axes: Mapping[str, tuple[int, ...]]
 ) -> tuple[onnx.ModelProto, Outputs]:
-    """Smallest and largest value, sum and size of ``tensors``, computed inside the graph."""
+    """Smallest and largest value, sum and size of ``tensors``, computed inside the graph; and
+    smallest and largest value over ``axes``, of tensors that have some."""
     guards = _guards(model, tensors)
     wanted = [(tensor, kind) for tensor in tensors for kind in REDUCTIONS]
     wanted += [(tensor, "sum") for tensor in guards]
-    return _reduced(model, wanted, ()), Outputs(reduced=tuple(tensors), guards=guards)
+    graph = _reduced(model, wanted, ())
+    for tensor, over in axes.items():
+        _add_channels(graph, tensor, over)
+    return graph, Outputs(reduced=tuple(tensors), guards=guards, channels=tuple(axes))
 
 
 def values_graphs(
@@ -81,6 +88,8 @@ def values_graphs(
     guards = _guards(model, tensors)
     for number, group in enumerate(groups, start=1):
         watched = guards if number == len(groups) else ()
+        if not (group or watched):  # nothing is looked at but graph inputs
+            continue
         graph = _reduced(model, [(tensor, "sum") for tensor in watched], group)
         yield graph, Outputs(values=tuple(group), guards=watched)
 
@@ -120,3 +129,21 @@ def _reduced(
     copy.graph.output.extend(outputs)
     copy.graph.node.extend(nodes)
     return cut_to(copy)
+
+
+def _add_channels(model: onnx.ModelProto, tensor: str, over: tuple[int, ...]) -> None:
+    """Add two reductions over axes ``over``, right behind the node that makes the tensor."""
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    makers = [n for n, node in enumerate(model.graph.node) if tensor in node.output]
+    place = makers[0] + 1 if makers else 0
+    for kind in ("low", "high"):
+        name = f"{tensor}/channel_{kind}"
+        node = helper.make_node(REDUCTIONS[kind], [tensor], [name], name=name, keepdims=0)
+        if opset < _AXES_AS_INPUT:
+            node.attribute.append(helper.make_attribute("axes", over))
+        else:
+            axes = helper.make_tensor(f"{name}/axes", TensorProto.INT64, [len(over)], over)
+            model.graph.initializer.append(axes)
+            node.input.append(axes.name)
+        model.graph.node.insert(place, node)
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))

@@ -1,10 +1,10 @@
 """Statistics that were collected apart, as one."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxq.artifacts import CalibrationResult, SampleChoice
+from onnxq.calibrate.facets import joined_bins
 from onnxq.calibrate.stage import Evidence
 from onnxq.calibrate.statistics import Statistics, joined
 from onnxq.errors import LeakageError, UsageError
@@ -85,6 +85,7 @@ def _joined_choice(choices: Sequence[SampleChoice]) -> SampleChoice:
         for choice in choices
         if choice.label_mean is not None
     ]
+    bins, edges = joined_bins(choices)
     return SampleChoice(
         source=" + ".join(choice.source for choice in choices),
         plan=f"merged from {len(choices)} parts: "
@@ -94,8 +95,8 @@ def _joined_choice(choices: Sequence[SampleChoice]) -> SampleChoice:
         indices=tuple(index for choice in choices for index in choice.indices),
         digests=tuple(digest for choice in choices for digest in choice.digests),
         groups=tuple(sorted({group for choice in choices for group in choice.groups})),
-        bins=dict(sum((Counter(choice.bins) for choice in choices), Counter())),
-        edges={kind: edges for choice in choices for kind, edges in choice.edges.items()},
+        bins=bins,
+        edges=edges,
         label_low=min(lows, default=None),
         label_high=max(highs, default=None),
         label_mean=sum(m * n for m, n in means) / sum(n for _, n in means) if means else None,

@@ -6,11 +6,11 @@ import onnx
 
 from onnxq.artifacts import Finding, TensorRange, ValueFacts
 from onnxq.calibrate.estimators import EstimatorOptions, estimate
-from onnxq.calibrate.statistics import Statistics, TensorStatistics
+from onnxq.calibrate.statistics import Channels, Statistics, TensorStatistics
 from onnxq.recipe import CalibrateSection
 from onnxq.target import Target
 
-__all__ = ["findings", "options_of", "ranges_of"]
+__all__ = ["findings", "options_of", "ranges_of", "unbalanced"]
 
 _FIXED_RANGES = {
     "Sigmoid": (0.0, 1.0),
@@ -19,6 +19,7 @@ _FIXED_RANGES = {
     "Tanh": (-1.0, 1.0),
 }
 _ENOUGH_OF_DOMAIN = 0.95
+_MOST_IMBALANCE = 32  # leaves the median channel 8 of 256 steps, 3 bits
 Pin = tuple[tuple[float, float], str]
 
 
@@ -90,6 +91,20 @@ def _range_of(
         zeros=None if summary is None else summary.zeros,
         outside_fraction=outside,
         pinned=pinned,
+    )
+
+
+def unbalanced(channels: Mapping[str, Channels]) -> tuple[Finding, ...]:
+    """Tensors of which one scale serves the median channel badly."""
+    return tuple(
+        Finding(
+            where=name,
+            what=f"its range is {seen.imbalance:.0f} times that of its median channel: half of the "
+            f"channels have fewer than {256 / seen.imbalance:.0f} of 256 steps",
+            do="equalize the layers around it, or keep the next node float (--exclude)",
+        )
+        for name, seen in channels.items()
+        if seen.imbalance > _MOST_IMBALANCE
     )
 
 

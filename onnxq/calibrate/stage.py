@@ -1,5 +1,6 @@
 """The calibrate stage: chosen samples become ranges. The only file here that touches disk."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,13 +16,13 @@ from onnxq.calibrate.gather import gather
 from onnxq.calibrate.passport import MOST_EVALUATED, Calibrated, Evaluated, passport
 from onnxq.calibrate.plans import choose
 from onnxq.calibrate.preprocessing import Moments, moments_of
-from onnxq.calibrate.ranges import findings, options_of, ranges_of
+from onnxq.calibrate.ranges import findings, options_of, ranges_of, unbalanced
 from onnxq.calibrate.readers import SampleReader, describe, refuse_overlap
 from onnxq.calibrate.resources import Resources, pieces_of
 from onnxq.calibrate.statistics import Statistics
 from onnxq.errors import DataError, StaleRecordError, StoreError
 from onnxq.graph import load_model, refuse_inner_graphs, refuse_quantized
-from onnxq.placement import observed_tensors
+from onnxq.placement import channel_axes, observed_tensors
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance, versions
 from onnxq.recipe import CalibrateSection
@@ -48,6 +49,7 @@ __all__ = [
     "load_statistics",
 ]
 
+_log = logging.getLogger(__name__)
 RECORD, STATISTICS = "calibration.json", "statistics.safetensors"
 
 
@@ -108,6 +110,8 @@ def calibrate(  # noqa: PLR0913 - what is calibrated, on what, and what is at ha
         )
     check_samples(chosen, subject.inputs, batch=subject.batch)
     choice = describe(samples, chosen, draw)
+    for note in choice.notes:
+        _log.warning(note)
     if evaluation is not None and not samples.made_up:
         refuse_overlap(choice, evaluation)
     job = _job(model, subject, section)
@@ -187,7 +191,7 @@ def conclude(
         ),
         ranges=ranges,
         passport=passport(calibrated, outputs, evidence.evaluated),
-        findings=findings(ranges, subject.inputs),
+        findings=(*findings(ranges, subject.inputs), *unbalanced(statistics.channels)),
         provenance=provenance(section.model_dump(mode="json")),
     )
     save_record(result, folder / RECORD)
@@ -217,6 +221,7 @@ def _job(model: onnx.ModelProto, subject: Subject, section: CalibrateSection) ->
         tensors=tensors,
         detail=section.detail,
         optimization=section.optimization,
+        channels=channel_axes(graph, tensors) if section.per_channel else {},
     )
 
 
@@ -227,6 +232,7 @@ def _fingerprint(subject: Subject, job: Job, choice: SampleChoice) -> str:
         "tensors": job.tensors,
         "detail": job.detail,
         "optimization": job.optimization,
+        "channels": dict(job.channels),
         "batch": subject.batch,
         "samples": choice.digests,
         "versions": versions(),
@@ -253,4 +259,5 @@ def _kept_statistics(
         and statistics.tensors == job.tensors
     )
     enough = statistics.has_histograms or job.detail == "extremes"
+    enough &= statistics.channels.keys() >= job.channels.keys()
     return statistics if same and enough else None

@@ -7,8 +7,8 @@ that they too are exact and merge by addition.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache, cached_property
 
@@ -20,6 +20,7 @@ from onnxq.errors import EmptySummaryError
 __all__ = [
     "BUCKETS",
     "Builder",
+    "Channels",
     "Statistics",
     "Summary",
     "TensorStatistics",
@@ -204,13 +205,45 @@ class TensorStatistics:
 
 
 @dataclass(frozen=True, eq=False)
+class Channels:
+    """Extremes of every channel of a tensor over all runs; ``axis`` may count from the end."""
+
+    axis: int
+    lows: Float32[np.ndarray, " channels"]
+    highs: Float32[np.ndarray, " channels"]
+
+    @property
+    def imbalance(self) -> float:
+        """Width of the whole tensor's range over that of the median channel; inf if that is 0."""
+        widths = np.maximum(self.highs, 0).astype(np.float64) - np.minimum(self.lows, 0)
+        whole = max(float(self.highs.max()), 0.0) - min(float(self.lows.min()), 0.0)
+        median = float(np.median(widths))
+        return whole / median if median else math.inf
+
+    def merged(self, other: "Channels") -> "Channels":
+        """Of the runs of both."""
+        lows, highs = np.fmin(self.lows, other.lows), np.fmax(self.highs, other.highs)
+        return Channels(self.axis, lows, highs)
+
+
+def merged_channels(parts: Iterable[Mapping[str, Channels]]) -> dict[str, Channels]:
+    """Channels of all ``parts``, tensor by tensor."""
+    found: dict[str, Channels] = {}
+    for part in parts:
+        for name, channels in part.items():
+            found[name] = found[name].merged(channels) if name in found else channels
+    return found
+
+
+@dataclass(frozen=True, eq=False)
 class Statistics:
     """What was seen of every tensor, over runs in a given order.
 
     ``lows`` and ``highs`` hold a row for every run and a column for every tensor, NaN where it was
     empty; ``values`` the number of elements of each tensor over all runs. ``blocks`` are intervals
     [start, stop) of runs in order, and ``summaries`` holds one summary a tensor for each of them;
-    it is empty where extremes alone were collected.
+    it is empty where extremes alone were collected. ``channels`` are extremes by channel, of those
+    tensors where they were asked for.
     """
 
     tensors: tuple[str, ...]
@@ -219,6 +252,7 @@ class Statistics:
     values: Int64[np.ndarray, " tensors"]
     blocks: tuple[tuple[int, int], ...]
     summaries: tuple[tuple[Summary, ...], ...] = ()
+    channels: Mapping[str, Channels] = field(default_factory=dict)
 
     @property
     def runs(self) -> int:
@@ -261,6 +295,7 @@ def joined(parts: Sequence[Statistics]) -> Statistics:
             for a, b in part.blocks
         ),
         summaries=tuple(summaries for part in parts for summaries in part.summaries),
+        channels=merged_channels(part.channels for part in parts),
     )
 
 
@@ -278,6 +313,7 @@ class Builder:
         self._highs = self._lows.copy()
         self._values = np.zeros(len(tensors), np.int64)
         self._summaries: dict[int, tuple[Summary, ...]] = {}
+        self._channels: dict[str, Channels] = {}
 
     def add(self, start: int, piece: Statistics) -> None:
         """Add the runs from ``start`` on."""
@@ -285,6 +321,7 @@ class Builder:
         block = next(n for n, (a, b) in enumerate(self._blocks) if a <= start and stop <= b)
         self._lows[start:stop], self._highs[start:stop] = piece.lows, piece.highs
         self._values += piece.values
+        self._channels = merged_channels([self._channels, piece.channels])
         for summaries in piece.summaries:
             known = self._summaries.get(block)
             self._summaries[block] = (
@@ -295,5 +332,11 @@ class Builder:
         """The whole, once every piece is in."""
         summaries = tuple(self._summaries[block] for block in sorted(self._summaries))
         return Statistics(
-            self._tensors, self._lows, self._highs, self._values, self._blocks, summaries
+            tensors=self._tensors,
+            lows=self._lows,
+            highs=self._highs,
+            values=self._values,
+            blocks=self._blocks,
+            summaries=summaries,
+            channels={name: self._channels[name] for name in sorted(self._channels)},
         )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["FOR_CALIBRATING", "calibrate", "data_of", "data_options", "merge"]
 
 _METHOD_OPTIONS = ("method", "coverage", "momentum", "power", "sigmas")
-_SECTION_OPTIONS = (*_METHOD_OPTIONS, "collect", "optimization", "seed")
+_SECTION_OPTIONS = (*_METHOD_OPTIONS, "collect", "optimization", "per_channel", "seed")
 FOR_CALIBRATING = frozenset(
     {*_SECTION_OPTIONS, "data", "source_options", "samples", "smoke_test_random", "domains"}
 )
@@ -80,6 +80,10 @@ def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--optimization", type=click.Choice(["none", "full"]),
             help="none (default) computes what the graph says, as onnxruntime's calibrators do; "
             "full lets ONNX Runtime fuse: faster, and equal but for rounding.",
+        ),
+        click.option(
+            "--per-channel", is_flag=True,
+            help="Collect extremes by channel too, and tell where one scale serves most badly.",
         ),
         click.option(
             "--smoke-test-random", is_flag=True,
@@ -259,8 +263,6 @@ def _say_result(screen: Screen, folder: Path, result: CalibrationResult) -> int:
         f"{len(result.choice.indices)} samples ({result.choice.plan})",
         mark=DONE,
     )
-    for note in result.choice.notes:
-        screen.say(f"  ! {note}")
     say_findings(screen, result.findings)
     say_findings(screen, result.passport.findings if result.passport else ())
     screen.result({"exit_code": 0, "record": result.model_dump(mode="json")})

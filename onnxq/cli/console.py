@@ -125,7 +125,8 @@ def command_options(function: Callable[..., int | None]) -> Callable[..., int]:
     @functools.wraps(function)
     def command(*args: Any, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> int:
         screen = Screen(as_json, quiet, verbose)
-        logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, stream=sys.stderr)
+        level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
+        logging.basicConfig(level=level, stream=sys.stderr, format="  ! %(message)s")
         signal.signal(signal.SIGTERM, _terminated)
         try:
             return function(*args, screen=screen, **options) or 0
