@@ -1,7 +1,5 @@
 """Pieces of a collection on disk, so that a killed run costs no more than the piece it was at."""
 
-import re
-import shutil
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from onnxq.calibrate.archive import decode, encode
+from onnxq.calibrate.resources import NOTE, PIECE, remove_pieces
 from onnxq.calibrate.statistics import Statistics
 from onnxq.errors import StaleRecordError
 from onnxq.store import atomic_file, write_text
@@ -17,7 +16,6 @@ __all__ = ["BLOCKS", "Checkpoint", "blocks_of", "pieces"]
 
 Interval = tuple[int, int]
 BLOCKS = 8  # parts of the samples that are kept apart, to see how far ranges depend on them
-_NAME = re.compile(r"(\d+)-(\d+)\.safetensors")
 
 
 class _Note(BaseModel):
@@ -34,7 +32,7 @@ class Checkpoint:
 
     @property
     def _note(self) -> Path:
-        return self._folder / "collection.json"
+        return self._folder / NOTE
 
     def belongs(self) -> bool:
         """Whether the folder holds pieces of this collection."""
@@ -48,9 +46,9 @@ class Checkpoint:
         """Intervals that are done already; none of them unless ``resume``.
 
         Where the folder is of another collection, ``resume=True`` raises StaleRecordError and None
-        starts over.
+        starts over. Pieces without a note are what a kill left of a removal, and are removed.
         """
-        if self._folder.exists() and (resume or (resume is None and self.belongs())):
+        if self._note.exists() and (resume or (resume is None and self.belongs())):
             if not self.belongs():
                 raise StaleRecordError(
                     "holds pieces of another calibration: its model, samples or options differ",
@@ -74,15 +72,14 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Delete all pieces: the collection is finished, or begins anew."""
-        if self._note.exists():
-            shutil.rmtree(self._folder)
+        remove_pieces(self._folder)
 
     def _path(self, interval: Interval) -> Path:
         return self._folder / f"{interval[0]:08d}-{interval[1]:08d}.safetensors"
 
     def _intervals(self) -> Iterator[Interval]:
         for path in self._folder.iterdir():
-            match = _NAME.fullmatch(path.name)
+            match = PIECE.fullmatch(path.name)
             if match:
                 yield int(match[1]), int(match[2])
 

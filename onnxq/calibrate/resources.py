@@ -1,10 +1,16 @@
 """Where a collection runs and what it may take; and where it keeps what is unfinished."""
 
+import contextlib
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Resources", "forget_pieces", "pieces_of"]
+__all__ = ["NOTE", "PIECE", "Resources", "forget_pieces", "pieces_of", "remove_pieces"]
+
+NOTE = "collection.json"  # says what the pieces beside it belong to
+PIECE = re.compile(r"(\d+)-(\d+)\.safetensors")
+_UNFINISHED = re.compile(rf"\.({re.escape(NOTE)}|{PIECE.pattern})\..+")
 
 
 @dataclass(frozen=True)
@@ -31,4 +37,19 @@ def pieces_of(kept: Path) -> Path:
 
 def forget_pieces(kept: Path) -> None:
     """Remove them, as the result is in its place."""
-    shutil.rmtree(pieces_of(kept), ignore_errors=True)
+    remove_pieces(pieces_of(kept))
+
+
+def remove_pieces(folder: Path) -> None:
+    """Delete the pieces in ``folder``, and then the note: what is left by a kill in between is
+    known to be of no collection. Files of others, and then the folder, stay."""
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        if PIECE.fullmatch(path.name):
+            path.unlink()
+        elif _UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    (folder / NOTE).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it is not empty
+        folder.rmdir()

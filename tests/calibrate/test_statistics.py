@@ -63,7 +63,7 @@ def test_merging_gives_the_same_bits_in_any_order_and_sharding(
     assert summary_of(*np.array_split(shuffled, pieces)) == whole
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(floats, st.integers(1, 20), st.integers(1, 40))
 def test_cells_that_would_overflow_are_emptied_before(
     values: np.ndarray, packed: int, summed: int
