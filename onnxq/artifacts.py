@@ -383,8 +383,8 @@ class FloatNode(Record):
 
 
 class QuantizedModel(Record):
-    """A Q/DQ file; ``quantized_nodes`` maps names to operators, ``calibration`` is the samples that
-    its ranges come from, so that it is never judged on one of them."""
+    """A Q/DQ file; ``quantized_nodes`` maps names to operators, ``calibration`` is what its ranges
+    come from: the samples among them, so that it is never judged on one."""
 
     model: FileFacts
     fp32_sha256: str
@@ -398,7 +398,7 @@ class QuantizedModel(Record):
     steps: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     made_up_data: bool = False
-    calibration: SampleChoice | None = None
+    calibration: CalibrationResult | None = None
     provenance: Provenance
 
 

@@ -35,7 +35,15 @@ __all__ = ["FOR_CALIBRATING", "calibrate", "data_of", "data_options", "merge"]
 _METHOD_OPTIONS = ("method", "coverage", "momentum", "power", "sigmas")
 _SECTION_OPTIONS = (*_METHOD_OPTIONS, "collect", "optimization", "per_channel", "seed")
 FOR_CALIBRATING = frozenset(
-    {*_SECTION_OPTIONS, "data", "source_options", "samples", "smoke_test_random", "domains"}
+    {
+        *_SECTION_OPTIONS,
+        "data",
+        "evaluation",
+        "source_options",
+        "samples",
+        "smoke_test_random",
+        "domains",
+    }
 )
 
 
@@ -67,6 +75,10 @@ def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--option", "source_options", multiple=True, metavar="KEY=VALUE",
             help="Option of the source: --option size=256 --option crop=224 for pictures, …",
+        ),
+        click.option(
+            "--evaluation", metavar="SOURCE",
+            help="Other samples, to see what ranges are worth on them: none may be in --data.",
         ),
         click.option("--samples", type=click.IntRange(1), help="How many (default: up to 200)."),
         click.option("--seed", type=click.IntRange(0), help="Seed of the choice (0)."),
@@ -139,6 +151,7 @@ def data_of(options: dict[str, Any]) -> "Data":
         section=_section(options, _SECTION_OPTIONS),
         samples=options["samples"],
         options=_parsed_options(options["source_options"]),
+        evaluation=options["evaluation"],
     )
 
 

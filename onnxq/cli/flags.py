@@ -34,6 +34,7 @@ __all__ = [
     "target_option",
 ]
 
+_MOST_FINDINGS = 8
 _FOR_RECIPES = frozenset({"build_dir"})
 _RESOURCES = frozenset({"workers", "ray", "max_memory", "checkpoint"})
 _WITH_RECIPE = _FOR_RECIPES | _RESOURCES | {"target", "as_json", "quiet", "verbose"}
@@ -138,6 +139,9 @@ def parsed_domains(domains: tuple[str, ...]) -> dict[str, tuple[float, float]]:
 
 
 def say_findings(screen: Screen, findings: Iterable[Finding]) -> None:
-    """One line for each."""
-    for finding in findings:
+    """One line for each, and no more than fit on a screen: the record holds them all."""
+    found = list(findings)
+    for finding in found[:_MOST_FINDINGS]:
         screen.say(f"  ! {finding.where}: {finding.what}")
+    if len(found) > _MOST_FINDINGS:
+        screen.say(f"  ! and {len(found) - _MOST_FINDINGS} more findings, in the record (--json)")

@@ -30,6 +30,7 @@ class Data:
     """Where samples come from, and how they are used; ``source`` None means random numbers.
 
     ``options`` are those of the source. ``samples`` None takes all there are, at most 200.
+    ``evaluation`` is a source of samples that ranges are tried on, for the passport.
     """
 
     source: str | None
@@ -37,11 +38,12 @@ class Data:
     section: CalibrateSection
     samples: int | None = None
     options: Mapping[str, object] = field(default_factory=dict)
+    evaluation: str | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The file that samples come from, if they come from one."""
-        return (Path(self.source),) if self.source is not None else ()
+        """The files that samples come from, if they come from some."""
+        return tuple(Path(source) for source in (self.source, self.evaluation) if source)
 
     def open(
         self, exported: ExportedModel, batch: int, progress: Progress
@@ -57,6 +59,15 @@ class Data:
             )
             count = self.samples or min(len(opened), MOST_SAMPLES) // batch * batch
         return opened, self.section.model_copy(update={"samples": max(count, 1)})
+
+    def open_evaluation(self, exported: ExportedModel, progress: Progress) -> Samples | None:
+        """The samples that ranges are tried on, if some are given."""
+        if self.evaluation is None:
+            return None
+        names = tuple(value.name for value in exported.inputs)
+        return open_source(
+            self.evaluation, self.options, names, progress=progress, inputs=exported.inputs
+        )
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,7 @@ def calibrated(
         samples,
         section,
         work,
+        evaluation=data.open_evaluation(exported, means.progress),
         resources=means.resources,
         kept=means.kept,
         progress=means.progress,

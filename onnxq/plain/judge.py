@@ -45,7 +45,7 @@ def verify_files(  # noqa: PLR0913 - what is compared, on what, how it is judged
 
     quantized = record_of(int8)
     if quantized is not None and quantized.calibration is not None:
-        refuse_overlap(quantized.calibration, samples)
+        refuse_overlap(quantized.calibration.choice, samples)
     chosen = target_for(quantized, target)
     with tempfile.TemporaryDirectory() as scratch:
         opset = opset_of(int8) if quantized is not None else None  # a recipe may have chosen it
@@ -64,6 +64,7 @@ def verify_files(  # noqa: PLR0913 - what is compared, on what, how it is judged
             int8=int8,
             target=chosen,
             exported=exported,
+            calibration=quantized.calibration if quantized is not None else None,
             quantized=quantized,
         )
         return verify(evidence, task, samples, section, folder, progress=progress)

@@ -75,7 +75,7 @@ def quantize(
         steps=steps,
         findings=(*calibration.findings, *plan.findings),
         made_up_data=calibration.choice.made_up,
-        calibration=calibration.choice,
+        calibration=calibration,
         provenance=provenance(section.model_dump(mode="json")),
     )
     save_record(record, output.with_suffix(".json"))
