@@ -60,6 +60,7 @@ check: $(DEV_READY) ## format, lint, types, floors, fast tests
 
 bench: $(RPPG_DATA)/.ready ## the figures that the README promises
 	@$(PYTHON) -m benchmarks.rppg
+	@$(PYTHON) -m benchmarks.calibration --quick
 
 clean: ## remove results and caches; .venv stays
 	@rm -rf build .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -1,6 +1,6 @@
 """Counting a tensor's values: the one loop of onnxq over single numbers, compiled by numba.
 
-Nanoseconds a value on one core, medians of ``python -m benchmarks.calibration --counting``:
+Nanoseconds a value on one core, medians of ``python -m benchmarks.calibration --parts``:
 numpy.bincount on the leading 16 bits takes 3.9 and gives the histogram alone; this loop takes 2.5
 and gives histogram, exact sums, extremes and zeros in one reading of the memory.
 """
