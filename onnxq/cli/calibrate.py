@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["FOR_CALIBRATING", "calibrate", "data_of", "data_options", "merge"]
 
 _METHOD_OPTIONS = ("method", "coverage", "momentum", "power", "sigmas")
-_SECTION_OPTIONS = (*_METHOD_OPTIONS, "collect", "optimization", "per_channel", "seed")
+_SECTION_OPTIONS = (
+    *_METHOD_OPTIONS, "collect", "optimization", "per_channel", "seed", "plan"
+)  # fmt: skip
+_STRATA = {"label": "by_label", "timestep": "by_timestep", "group": "by_group"}
 FOR_CALIBRATING = frozenset(
     {
         *_SECTION_OPTIONS,
@@ -43,6 +46,8 @@ FOR_CALIBRATING = frozenset(
         "samples",
         "smoke_test_random",
         "domains",
+        "stratify",
+        "label_edges",
     }
 )
 
@@ -82,6 +87,18 @@ def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--samples", type=click.IntRange(1), help="How many (default: up to 200)."),
         click.option("--seed", type=click.IntRange(0), help="Seed of the choice (0)."),
+        click.option(
+            "--plan", type=click.Choice(["random", "first"]),
+            help="Samples at random (default), or the first as they lie.",
+        ),
+        click.option(
+            "--stratify", type=click.Choice(list(_STRATA)), multiple=True,
+            help="Draw evenly over these; may be repeated.",
+        ),
+        click.option(
+            "--label-edges", metavar="A,B,…",
+            help="Draw evenly over bins of a numeric label between these edges.",
+        ),
         _method_options,
         click.option(
             "--collect", type=click.Choice(["extremes", "histograms"]),
@@ -148,15 +165,28 @@ def data_of(options: dict[str, Any]) -> "Data":
     return Data(
         source=source,
         domains=parsed_domains(options["domains"]),
-        section=_section(options, _SECTION_OPTIONS),
+        section=_section(options, _SECTION_OPTIONS, {"stratify": _strata(options)}),
         samples=options["samples"],
         options=_parsed_options(options["source_options"]),
         evaluation=options["evaluation"],
     )
 
 
-def _section(options: dict[str, Any], names: tuple[str, ...]) -> CalibrateSection:
-    given = {name: options[name] for name in names if options[name] is not None}
+def _strata(options: dict[str, Any]) -> dict[str, object]:
+    strata: dict[str, object] = {_STRATA[name]: True for name in options["stratify"]}
+    if options["label_edges"] is not None:
+        try:
+            strata["label_edges"] = [float(edge) for edge in options["label_edges"].split(",")]
+        except ValueError:
+            what = f"`{options['label_edges']}` is no list of numbers"
+            raise UsageError(what, where="--label-edges", do="give A,B,C") from None
+    return strata
+
+
+def _section(
+    options: dict[str, Any], names: tuple[str, ...], more: dict[str, Any] | None = None
+) -> CalibrateSection:
+    given = {name: options[name] for name in names if options[name] is not None} | (more or {})
     for name, value in given.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{value} is no number to use", where=f"--{name}")
