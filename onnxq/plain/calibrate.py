@@ -134,10 +134,11 @@ def merge_folders(
     parts = [Part(str(place), *load_statistics(place)) for place in folders]
     evidence = merged_evidence(parts)
     first = parts[0].result
+    graph = Path(min(parts, key=lambda part: part.result.choice.digests).place)  # in any order
     chosen = section or CalibrateSection.model_validate(first.provenance.options)
     with atomic_folder(folder, RECORD) as work:
         for name in (EXPORT, FP32, EXPORTED):
-            shutil.copyfile(folders[0] / name, work / name)
+            shutil.copyfile(graph / name, work / name)
         exported = load_record(ExportedModel, work / EXPORT)
         subject = _subject(work, exported, load_target(first.target))
         return conclude(subject, chosen, evidence, work)
