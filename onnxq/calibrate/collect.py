@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 from jaxtyping import Float32, Shaped
 
+from onnxq.calibrate.finite import float_tensors, probes_of
 from onnxq.calibrate.instrument import (
-    REDUCTIONS,
+    EXTREMES,
     Outputs,
-    float_tensors,
     values_graphs,
     with_reductions,
 )
@@ -74,17 +74,20 @@ class Collector:
         self._inputs = {value.name for value in model.graph.input}
         self._column = {name: column for column, name in enumerate(job.tensors)}
         self._shapes = shapes_of(model)
+        probes = probes_of(model, job.tensors)
+        self._limits = np.array([probes.limits.get(name, np.inf) for name in job.tensors])
         self._accumulators = []
         graphs: Iterable[tuple[onnx.ModelProto, Outputs]]
         if job.detail == "extremes":
             axes = {name: _others(axis, _rank(model, name)) for name, axis in job.channels.items()}
-            graphs = [with_reductions(model, job.tensors, axes)]
+            graphs = [with_reductions(model, job.tensors, probes.sums, axes)]
         else:
             from onnxq.calibrate.counting import Accumulator  # numba takes 130 MB
 
             self._accumulators = [Accumulator() for _ in job.tensors]
             sizes = {name: 4 * (_elements(self._shapes.get(name)) or 0) for name in job.tensors}
-            graphs = values_graphs(model, job.tensors, sizes, job.output_bytes)
+            sums = [name for name in probes.sums if name not in self._column]
+            graphs = values_graphs(model, job.tensors, sums, sizes, job.output_bytes)
         self._sessions = [(outputs, self._session(graph)) for graph, outputs in graphs]
         del model, graphs
         give_back_memory()
@@ -142,14 +145,14 @@ class Collector:
         suspect = False
         for number, (graph, session) in enumerate(self._sessions):
             outputs = self._runner(number, session)(inputs)
-            suspect |= any(np.isnan(outputs[f"{guard}/sum"]) for guard in graph.guards)
+            suspect |= any(np.isnan(outputs[f"{tensor}/sum"]) for tensor in graph.probed)
             for tensor in graph.reduced:
-                low, high, total, size = (outputs[f"{tensor}/{kind}"] for kind in REDUCTIONS)
+                low, high, size = (outputs[f"{tensor}/{kind}"] for kind in EXTREMES)
                 place = self._column[tensor]
                 values[place] = size
                 if size:
                     lows[place], highs[place] = low + 0, high + 0  # -0 and 0 are one value
-                    suspect |= not np.isfinite([low, high, total]).all()
+                    suspect |= not (np.isfinite(low) and np.isfinite(high))
             for tensor in graph.channels:
                 if values[self._column[tensor]]:
                     pair = [outputs[f"{tensor}/channel_{kind}"] for kind in ("low", "high")]
@@ -159,7 +162,7 @@ class Collector:
         if self._accumulators:
             for tensor in self._inputs & self._column.keys():
                 suspect |= self._count(tensor, inputs[tensor], (lows, highs, values))
-        return suspect
+        return suspect or bool((np.fmax(-lows, highs) > self._limits).any())
 
     def _count(self, tensor: str, array: Array, rows: tuple[Array, Array, Array]) -> bool:
         place = self._column[tensor]
@@ -188,7 +191,7 @@ class Collector:
         runners = vars(self._own).setdefault("runners", {})
         if number not in runners:
             known = {name: shape for name, shape in shapes.items() if shape is not None}
-            runners[number] = session.bound(known | {f"{g}/sum": () for g in graph.guards})
+            runners[number] = session.bound(known | {f"{g}/sum": () for g in graph.probed})
         return runners[number]  # type: ignore[no-any-return]  # thread locals are untyped
 
     def _refuse_not_finite(self, inputs: Mapping[str, Array], sample: str) -> None:

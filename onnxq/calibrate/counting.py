@@ -16,8 +16,6 @@ from onnxq.calibrate.statistics import BUCKETS, Summary, in_order_of_value, merg
 
 __all__ = ["Accumulator"]
 
-_EXPONENTS, _MANTISSAS = 256, 128  # the buckets of one sign: by exponent, by 7 bits of mantissa
-_IS_NORMAL = (np.arange(_EXPONENTS) > 0).astype(np.uint64)[:, np.newaxis]
 _REST_BITS = np.uint64(40)  # of a packed cell; the bits above count values
 _REST = np.uint64(2**40 - 1)
 _MOST_PACKED = 2**24  # values, of 16 trailing bits each, that a packed cell can hold
@@ -123,43 +121,50 @@ class Accumulator:
 
     def _fold(self) -> None:
         """Move what the cells hold to integers that cannot overflow."""
-        counts = self._cells[0].astype(np.int64)
-        buckets, finite = in_order_of_value(counts)
-        total, squares = _exact_sums(self._cells)
+        used = np.flatnonzero(self._cells[0])
+        cells = self._cells[:, used]
+        buckets, counts = in_order_of_value(used, cells[0].astype(np.int64))
+        total, squares = _exact_sums(used, cells)
         pending = Summary(
             low=self._low,
             high=self._high,
             count=self._in_cells,
             zeros=self._zeros,
             nans=self._nans,
-            infs=self._in_cells - int(finite.sum()) - self._nans,
+            infs=self._in_cells - int(counts.sum()) - self._nans,
             total=total,
             squares=squares,
             buckets=buckets,
-            counts=finite,
+            counts=counts,
         )
-        self._done = merged([self._done, pending])
-        self._cells[:, np.flatnonzero(counts)] = 0
+        self._done = merged([self._done, pending]) if self._done.count else pending
+        self._cells[:, used] = 0
         self._in_cells = 0
         self._low, self._high, self._zeros, self._nans = np.inf, -np.inf, 0, 0
 
 
-def _exact_sums(cells: UInt64[np.ndarray, "3 buckets"]) -> tuple[int, int]:
+def _exact_sums(
+    buckets: Int64[np.ndarray, " k"], cells: UInt64[np.ndarray, "3 k"]
+) -> tuple[int, int]:
     """Sum of the values in units of 2**-149, and of their squares in units of 2**-298.
 
-    A value of exponent e ≥ 1 is (128 + k)·2**16 + rest units of 2**(e − 150), where k are the 7
-    bits of its bucket; with e = 0 the 128 is missing and the unit is that of e = 1 (IEEE 754, 3.4).
+    ``buckets`` rise. A value of exponent e ≥ 1 is (128 + m)·2**16 + rest units of 2**(e − 150),
+    where m are the 7 bits of mantissa in its bucket's number; with e = 0 the 128 is missing and the
+    unit is that of e = 1 (IEEE 754, 3.4).
     """
-    count, rest, rest_squared = cells.reshape(3, 2, _EXPONENTS, _MANTISSAS)
-    lead = np.arange(_MANTISSAS, dtype=np.uint64) + np.uint64(_MANTISSAS) * _IS_NORMAL
-    sums = (count * lead, rest, count * lead * lead, rest * lead, rest_squared)
-    by_exponent = [part.sum(axis=2).astype(object) for part in sums]
-    a, b, aa, ab, bb = by_exponent
-    values = (a << 16) + b
-    squares = (aa << 32) + (ab << 17) + bb
-    total = total_squares = 0
-    for exponent in range(_EXPONENTS - 1):  # the last one is that of infinities and NaN
-        shift = max(exponent, 1) - 1
-        total += int(values[0, exponent] - values[1, exponent]) << shift
-        total_squares += int(squares[0, exponent] + squares[1, exponent]) << (2 * shift)
-    return total, total_squares
+    finite = (buckets & _INFINITY) != _INFINITY
+    buckets, (count, rest, rest_squared) = buckets[finite], cells[:, finite]
+    if not len(buckets):
+        return 0, 0
+    exponents = (buckets >> 7) & 0xFF
+    lead = ((buckets & 0x7F) + 128 * (exponents > 0)).astype(np.uint64)
+    starts = np.flatnonzero(np.diff(buckets >> 7, prepend=-1))  # where sign or exponent change
+    parts = (count * lead, rest, count * lead * lead, rest * lead, rest_squared)
+    sums = zip(*(np.add.reduceat(part, starts).tolist() for part in parts), strict=True)
+    total = squares = 0
+    for place, (a, b, aa, ab, bb) in zip(starts, sums, strict=True):
+        shift = max(int(exponents[place]), 1) - 1
+        sign = -1 if buckets[place] & _NEGATIVE else 1
+        total += sign * ((a << 16) + b) << shift
+        squares += ((aa << 32) + (ab << 17) + bb) << (2 * shift)
+    return total, squares

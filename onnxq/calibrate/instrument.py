@@ -1,6 +1,6 @@
 """The graph that calibration runs: cut to what is looked at, reduced inside where that will do."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -8,70 +8,56 @@ from onnx import TensorProto, helper
 
 from onnxq.graph import cut_to
 
-__all__ = ["REDUCTIONS", "Outputs", "float_tensors", "values_graphs", "with_reductions"]
+__all__ = ["EXTREMES", "Outputs", "values_graphs", "with_reductions"]
 
-REDUCTIONS = {"low": "ReduceMin", "high": "ReduceMax", "sum": "ReduceSum", "size": "Size"}
+EXTREMES = ("low", "high", "size")
+_REDUCTIONS = {"low": "ReduceMin", "high": "ReduceMax", "sum": "ReduceSum", "size": "Size"}
 _AXES_AS_INPUT = 18  # opset from which ReduceMin and ReduceMax take their axes as an input
-# Operators that hand values on as they are: what is not finite behind them was so before.
-_MOVERS = frozenset(
-    {
-        "Concat", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape",
-        "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Outputs:
     """What the outputs of an instrumented graph are.
 
-    ``values`` come out whole. Of the tensors ``reduced`` the four REDUCTIONS come out, called
-    ``<tensor>/<reduction>``; of those that have ``channels``, ``<tensor>/channel_low`` and
-    ``…/channel_high`` too. Of the ``guards`` the sum alone: it is not finite where a value is
-    not, or where finite values overflow it.
+    ``values`` come out whole. Of the tensors ``reduced`` the EXTREMES come out, called
+    ``<tensor>/<which>``; of those that have ``channels``, ``<tensor>/channel_low`` and
+    ``…/channel_high`` too. Of the ``probed`` comes ``<tensor>/sum``: it is not finite where a value
+    is not, or where finite values overflow it.
     """
 
     values: tuple[str, ...] = ()
     reduced: tuple[str, ...] = ()
-    guards: tuple[str, ...] = ()
+    probed: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
 
 
-def float_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of all float32 tensors that are computed at run time, graph inputs first."""
-    types = {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
-    }
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value.name for value in model.graph.input if value.name not in constants]
-    computed = [
-        name for node in model.graph.node if node.op_type != "Constant" for name in node.output
-    ]
-    return tuple(n for n in (*inputs, *computed) if types.get(n) == TensorProto.FLOAT)
-
-
 def with_reductions(
-    model: onnx.ModelProto, tensors: Sequence[str], axes: Mapping[str, tuple[int, ...]]
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    probed: Sequence[str],
+    axes: Mapping[str, tuple[int, ...]],
 ) -> tuple[onnx.ModelProto, Outputs]:
-    """Smallest and largest value, sum and size of ``tensors``, computed inside the graph; and
-    smallest and largest value over ``axes``, of tensors that have some."""
-    guards = _guards(model, tensors)
-    wanted = [(tensor, kind) for tensor in tensors for kind in REDUCTIONS]
-    wanted += [(tensor, "sum") for tensor in guards]
+    """Smallest and largest value and size of ``tensors``, computed inside the graph; and smallest
+    and largest value over ``axes``, of tensors that have some."""
+    wanted = [(tensor, kind) for tensor in tensors for kind in EXTREMES]
+    wanted += [(tensor, "sum") for tensor in probed]
     graph = _reduced(model, wanted, ())
     for tensor, over in axes.items():
         _add_channels(graph, tensor, over)
-    return graph, Outputs(reduced=tuple(tensors), guards=guards, channels=tuple(axes))
+    return graph, Outputs(reduced=tuple(tensors), probed=tuple(probed), channels=tuple(axes))
 
 
 def values_graphs(
-    model: onnx.ModelProto, tensors: Sequence[str], sizes: Mapping[str, int], budget_bytes: int
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    probed: Sequence[str],
+    sizes: Mapping[str, int],
+    budget_bytes: int,
 ) -> Iterator[tuple[onnx.ModelProto, Outputs]]:
     """Graphs that between them give out ``tensors`` whole, each at most ``budget_bytes`` a run.
 
     ``sizes`` are bytes a run. Each graph is cut to what its tensors need; the last one, which needs
-    most, carries the guards. A tensor larger than the budget has a graph of its own. Graph inputs
+    most, carries the probes. A tensor larger than the budget has a graph of its own. Graph inputs
     are left out: they are known.
     """
     inputs = {value.name for value in model.graph.input}
@@ -85,20 +71,10 @@ def values_graphs(
             used = 0
         groups[-1].append(tensor)
         used += sizes[tensor]
-    guards = _guards(model, tensors)
     for number, group in enumerate(groups, start=1):
-        watched = guards if number == len(groups) else ()
-        if not (group or watched):  # nothing is looked at but graph inputs
-            continue
-        graph = _reduced(model, [(tensor, "sum") for tensor in watched], group)
-        yield graph, Outputs(values=tuple(group), guards=watched)
-
-
-def _guards(model: onnx.ModelProto, observed: Iterable[str]) -> tuple[str, ...]:
-    """Float tensors that are not looked at, yet may hold a NaN that a Relu or Clip behind hides."""
-    known = set(observed) | {value.name for value in model.graph.input}
-    moved = {name for node in model.graph.node if node.op_type in _MOVERS for name in node.output}
-    return tuple(name for name in float_tensors(model) if name not in known | moved)
+        sums = tuple(probed) if number == len(groups) else ()
+        graph = _reduced(model, [(tensor, "sum") for tensor in sums], group)
+        yield graph, Outputs(values=tuple(group), probed=sums)
 
 
 def _reduced(
@@ -118,7 +94,7 @@ def _reduced(
         name = f"{tensor}/{kind}"
         type_ = TensorProto.INT64 if kind == "size" else TensorProto.FLOAT
         outputs.append(helper.make_tensor_value_info(name, type_, ()))
-        node = helper.make_node(REDUCTIONS[kind], [tensor], [name], name=name)
+        node = helper.make_node(_REDUCTIONS[kind], [tensor], [name], name=name)
         if kind != "size":
             node.attribute.append(helper.make_attribute("keepdims", 0))
         behind.setdefault(tensor, []).append(node)
@@ -138,7 +114,7 @@ def _add_channels(model: onnx.ModelProto, tensor: str, over: tuple[int, ...]) ->
     place = makers[0] + 1 if makers else 0
     for kind in ("low", "high"):
         name = f"{tensor}/channel_{kind}"
-        node = helper.make_node(REDUCTIONS[kind], [tensor], [name], name=name, keepdims=0)
+        node = helper.make_node(_REDUCTIONS[kind], [tensor], [name], name=name, keepdims=0)
         if opset < _AXES_AS_INPUT:
             node.attribute.append(helper.make_attribute("axes", over))
         else:

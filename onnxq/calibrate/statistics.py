@@ -138,7 +138,8 @@ def merged(summaries: Iterable[Summary]) -> Summary:
     dense = np.zeros(BUCKETS, np.int64)
     for part in parts:
         dense[part.buckets] += part.counts  # no bucket stands twice in a part
-    buckets, counts = in_order_of_value(dense)
+    occupied = np.flatnonzero(dense)
+    buckets, counts = in_order_of_value(occupied, dense[occupied])
     return Summary(
         low=min(part.low for part in parts),
         high=max(part.high for part in parts),
@@ -154,13 +155,17 @@ def merged(summaries: Iterable[Summary]) -> Summary:
 
 
 def in_order_of_value(
-    dense: Int64[np.ndarray, " buckets"],
+    buckets: Int64[np.ndarray, " m"], counts: Int64[np.ndarray, " m"]
 ) -> tuple[UInt16[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
-    """The occupied finite buckets of a histogram over all patterns, lowest value first."""
-    positive = np.flatnonzero(dense[:_FIRST_NOT_FINITE])
-    negative = _SIGN + np.flatnonzero(dense[_SIGN : _SIGN + _FIRST_NOT_FINITE])
-    buckets = np.concatenate([negative[::-1], positive])
-    return buckets.astype(np.uint16), dense[buckets]
+    """The finite ones of ``buckets``, which rise by number, lowest value first; their counts."""
+    first_negative = int(np.searchsorted(buckets, _SIGN))
+    first_infinite = int(np.searchsorted(buckets, _FIRST_NOT_FINITE))
+    end = int(np.searchsorted(buckets, _SIGN + _FIRST_NOT_FINITE))
+    negative, positive = slice(first_negative, end), slice(0, first_infinite)
+    return (
+        np.concatenate([buckets[negative][::-1], buckets[positive]]).astype(np.uint16),
+        np.concatenate([counts[negative][::-1], counts[positive]]),
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,7 +82,7 @@ def _of_fp32(model: Path, target: Target, screen: Screen) -> dict[str, object]:
     import tempfile
 
     from onnxq.artifacts import TensorRange
-    from onnxq.calibrate.instrument import float_tensors
+    from onnxq.calibrate.finite import float_tensors
     from onnxq.graph import load_model
     from onnxq.plain.export import export_file
     from onnxq.quantize.plan import make_plan
