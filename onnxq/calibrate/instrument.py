@@ -73,8 +73,9 @@ def values_graphs(
         used += sizes[tensor]
     for number, group in enumerate(groups, start=1):
         sums = tuple(probed) if number == len(groups) else ()
-        graph = _reduced(model, [(tensor, "sum") for tensor in sums], group)
-        yield graph, Outputs(values=tuple(group), probed=sums)
+        if group or sums:  # else inputs alone are looked at
+            graph = _reduced(model, [(tensor, "sum") for tensor in sums], group)
+            yield graph, Outputs(values=tuple(group), probed=sums)
 
 
 def _reduced(
