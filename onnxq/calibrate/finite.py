@@ -70,6 +70,8 @@ def probes_of(model: onnx.ModelProto, observed: Iterable[str]) -> Probes:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     seen = set(observed)
     tensors = set(float_tensors(model)) - {value.name for value in model.graph.input}
+    unsure = tensors - seen  # an infinity may be in them; so may it in what a Constant gives
+    unsure |= {n for node in model.graph.node if node.op_type == "Constant" for n in node.output}
     roots: dict[str, str] = {}  # of a tensor that is looked at under another name
     sums: list[str] = []
     limits: dict[str, float] = {}
@@ -81,13 +83,16 @@ def probes_of(model: onnx.ModelProto, observed: Iterable[str]) -> Probes:
         known = source if source in seen else roots.get(source, "")
         if node.op_type in _MOVERS and known:
             roots |= dict.fromkeys(outputs, known)
+        of_finite = unsure.isdisjoint(node.input) and _finite_constants(node, constants)
         if node.op_type in _CLOSED and _finite_constants(node, constants):
+            unsure -= set(outputs) if of_finite else set()
             continue
         limit = _limit(node, constants) if known else 0.0
         if limit > 0:
             limits[known] = min(limit, limits.get(known, _LARGEST))
+            unsure -= set(outputs)
             continue
-        exact = node.op_type in _WITHOUT_NAN and _finite_constants(node, constants)
+        exact = node.op_type in _WITHOUT_NAN and of_finite
         sums += [name for name in outputs if not (exact and name in seen)]
     return Probes(tuple(sums), limits)
 

@@ -98,5 +98,7 @@ def fitted(job: Job, max_memory_mb: float | None) -> Job:
         f"calibration needs about {memory_mb(trials[-1]):.0f} MB even with one thread and the "
         f"smallest groups of tensors, {max_memory_mb:.0f} MB are allowed",
         where="--max-memory",
-        do="allow more, or calibrate with --method minmax, which keeps no activation",
+        do="allow more"
+        if job.detail == "extremes"
+        else "allow more, or calibrate with --method minmax, which keeps no activation",
     )

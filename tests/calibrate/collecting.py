@@ -9,7 +9,7 @@ import onnxruntime as ort
 
 from onnxq.calibrate.collect import Detail, Job
 from onnxq.calibrate.gather import gather
-from onnxq.calibrate.instrument import float_tensors
+from onnxq.calibrate.finite import float_tensors
 from onnxq.calibrate.readers import SampleReader
 from onnxq.calibrate.resources import Resources
 from onnxq.calibrate.statistics import Statistics

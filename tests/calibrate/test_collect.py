@@ -315,3 +315,25 @@ def test_full_optimization_gives_the_same_but_for_rounding(net):
             resources=Resources(checkpoint_seconds=0.001),
         )
     )
+
+
+@pytest.mark.parametrize("detail", DETAILS)
+@pytest.mark.parametrize("op", ["Mul", "Sub", "Add"])
+@pytest.mark.parametrize("place", [0, 1, 7])
+def test_a_nan_that_arises_of_infinities_where_nothing_is_quantized_is_found(detail, op, place):
+    other = "ever" if op == "Add" else "never"
+    graph = model(
+        f"""g (float[N,8] x) => (float[N,8] y) {{
+            [cut] r = Relu(x)
+            [less] c = Less(x, zero)
+            [mask] w = Where(c, never, zero)
+            [other] v = Where(c, {other}, zero)
+            [odd] y = {op}(w, {"r" if op == "Mul" else "v"}) }}""",
+        zero=np.float32(0),
+        never=np.float32(-np.inf),
+        ever=np.float32(np.inf),
+    )
+    x = np.abs(normal(3, 8))
+    x[2, place] = -1
+    with pytest.raises(DataError, match=r"sample 2, tensor `y`: .* `odd` computes nan"):
+        collected(job(graph, detail, "x", "y"), {"x": x})
