@@ -12,6 +12,7 @@ from onnxq.errors import RecipeError, nearest
 from onnxq.plugins import is_reference
 
 __all__ = [
+    "METHOD_OPTIONS",
     "CalibrateSection",
     "DataSection",
     "DataSource",
@@ -143,6 +144,7 @@ class Stratify(Section):
 
 
 Method = Literal["minmax", "ema", "percentile", "mse", "entropy", "meanstd"]
+METHOD_OPTIONS = frozenset({"method", "coverage", "momentum", "power", "sigmas"})
 _READ_BY = {"coverage": "percentile", "momentum": "ema", "power": "mse", "sigmas": "meanstd"}
 
 

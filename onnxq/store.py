@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -83,6 +85,29 @@ def _storing(path: Path) -> Iterator[None]:
         raise StoreError(os.strerror(fault.errno or errno.EIO), where=where, do=do) from fault
 
 
+def _temporary_folder(path: Path) -> Path:
+    """A folder beside ``path`` for what will take its place, named after this process.
+
+    What a killed process of this machine has left there is removed.
+    """
+    mine = f".{path.name}.{platform.node()}-"
+    for leftover in path.parent.glob(f"{glob.escape(mine)}*"):
+        owner = leftover.name.removeprefix(mine).partition("-")[0]
+        if owner.isdecimal() and not _is_alive(int(owner)):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{mine}{os.getpid()}-", dir=path.parent))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path that becomes ``path`` when the block ends well, and vanishes when it fails.
@@ -91,7 +116,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        folder = _temporary_folder(path)
         temporary = folder / path.name
         try:
             yield temporary
@@ -115,7 +140,7 @@ def atomic_folder(path: Path, replaces: str = "", *, ours: bool = False) -> Iter
         _refuse_foreign_folder(path, replaces)
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = _temporary_folder(path)
         retired = temporary.with_name(temporary.name + ".old")
         try:
             yield temporary

@@ -1,8 +1,10 @@
 """How much memory and time a collection will take, told before it begins."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +15,8 @@ from onnxq.graph import shapes_of
 
 __all__ = ["Forecast", "cores", "fitted", "memory_mb", "with_time"]
 
-_RUNTIME_MB = 190  # Python with numpy, numba, onnx and onnxruntime loaded; measured
+_RUNTIME_MB = 140  # Python with numpy, onnx and onnxruntime loaded; measured
+_NUMBA_MB = 135  # its import, and the code that it compiles to
 _PER_TENSOR_MB = {"extremes": 0.02, "histograms": 0.8}  # cells, and summaries of all blocks
 _WEIGHT_COPIES = 2.2  # serialized graph, and what ONNX Runtime holds of it
 _SLACK = 1.25  # ONNX Runtime's arena does not give back what lies between its blocks
@@ -49,9 +52,19 @@ def with_time(job: Job, runs: int, seconds_a_run: float, memory: float, at_once:
     return Forecast(len(job.tensors), runs, memory, runs * seconds_a_run / at_once)
 
 
-def memory_mb(job: Job) -> float:
+def held_mb() -> float:
+    """Memory that this process holds now; what Python and the runtime take, where Linux is not."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return _RUNTIME_MB
+    return pages * os.sysconf("SC_PAGE_SIZE") / _MB
+
+
+def memory_mb(job: Job, *, begun: bool = False) -> float:
     """Peak memory of one process that does ``job``; a free dimension that is no batch counts as 1.
 
+    The process is a fresh one, or this one, ``begun`` and holding what it holds.
     Activations are followed through the graph in its order, each alive until its last use; what is
     given out is alive to the end of the run.
     """
@@ -65,7 +78,10 @@ def memory_mb(job: Job) -> float:
     activations = _SLACK * _peak_of_activations(model, sizes) + given
     weights = _WEIGHT_COPIES * len(job.model)
     tensors = _PER_TENSOR_MB[job.detail] * len(job.tensors)
-    return _RUNTIME_MB + tensors + (weights + job.threads * activations) / _MB
+    held = held_mb() if begun else _RUNTIME_MB
+    if job.detail == "histograms" and not (begun and "numba" in sys.modules):
+        held += _NUMBA_MB
+    return held + tensors + (weights + job.threads * activations) / _MB
 
 
 def _peak_of_activations(model: onnx.ModelProto, sizes: Mapping[str, int]) -> int:
@@ -81,7 +97,7 @@ def _peak_of_activations(model: onnx.ModelProto, sizes: Mapping[str, int]) -> in
     return peak
 
 
-def fitted(job: Job, max_memory_mb: float | None) -> Job:
+def fitted(job: Job, max_memory_mb: float | None, *, begun: bool = False) -> Job:
     """The job with as few threads and as small groups of outputs as ``max_memory_mb`` asks for.
 
     Raises UsageError if it cannot be kept.
@@ -92,11 +108,12 @@ def fitted(job: Job, max_memory_mb: float | None) -> Job:
     for divisor in (2, 4, 8, 16, 32, 64, 256):
         trials.append(replace(job, threads=1, output_bytes=job.output_bytes // divisor))
     for trial in trials:
-        if memory_mb(trial) <= max_memory_mb:
+        if memory_mb(trial, begun=begun) <= max_memory_mb:
             return trial
+    least = memory_mb(trials[-1], begun=begun)
     raise UsageError(
-        f"calibration needs about {memory_mb(trials[-1]):.0f} MB even with one thread and the "
-        f"smallest groups of tensors, {max_memory_mb:.0f} MB are allowed",
+        f"calibration needs about {least:.0f} MB even with one thread and the smallest groups of "
+        f"tensors, {max_memory_mb:.0f} MB are allowed",
         where="--max-memory",
         do="allow more"
         if job.detail == "extremes"

@@ -98,10 +98,12 @@ def gather(
     if left:
         # a Ray task takes one core, wherever it runs; here the workers share the cores
         here = 1 if resources.ray is not None else max(1, cores() // resources.workers)
-        job = fitted(replace(job, threads=here), resources.max_memory_mb)
+        begun = resources.ray is None and resources.workers == 1
+        job = fitted(replace(job, threads=here), resources.max_memory_mb, begun=begun)
+        memory = memory_mb(job, begun=begun)
         with _executor(job, resources) as executor:
             count = sum(stop - start for start, stop in left)
-            forecast = with_time(job, count, executor.trial(runs), memory_mb(job), executor.at_once)
+            forecast = with_time(job, count, executor.trial(runs), memory, executor.at_once)
             size = _piece_size(forecast, resources.checkpoint_seconds)
             steps = _steps(executor, runs, pieces(blocks, done, size), checkpoint, builder)
             for _ in progress(steps, f"{what} {forecast}", count):

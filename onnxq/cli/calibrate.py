@@ -25,16 +25,15 @@ from onnxq.cli.flags import (
     target_option,
 )
 from onnxq.errors import UsageError
-from onnxq.recipe import CalibrateSection, Method
+from onnxq.recipe import METHOD_OPTIONS, CalibrateSection, Method
 
 if TYPE_CHECKING:
     from onnxq.plain.calibrate import Data
 
 __all__ = ["FOR_CALIBRATING", "calibrate", "data_of", "data_options", "merge"]
 
-_METHOD_OPTIONS = ("method", "coverage", "momentum", "power", "sigmas")
 _SECTION_OPTIONS = (
-    *_METHOD_OPTIONS, "collect", "optimization", "per_channel", "seed", "plan"
+    *sorted(METHOD_OPTIONS), "collect", "optimization", "per_channel", "seed", "plan"
 )  # fmt: skip
 _STRATA = {"label": "by_label", "timestep": "by_timestep", "group": "by_group"}
 FOR_CALIBRATING = frozenset(
@@ -291,12 +290,12 @@ def merge(folders: tuple[Path, ...], output: Path, screen: Screen, **options: An
 
     All must be of the same model, target, tensors and preprocessing, and no sample may be in two of
     them. The result does not depend on their order, and is what one machine would have collected
-    from all samples. Unless a method is given, ranges are made as in the first of them.
+    from all samples. Unless a method is given, ranges are made as in all of them.
     """  # noqa: D301 - as above
     from onnxq.plain.calibrate import merge_folders
 
-    asked = any(options[name] is not None for name in _METHOD_OPTIONS)
-    section = _section(options, _METHOD_OPTIONS) if asked else None
+    asked = any(options[name] is not None for name in METHOD_OPTIONS)
+    section = _section(options, tuple(sorted(METHOD_OPTIONS))) if asked else None
     return _say_result(screen, output, merge_folders(folders, output, section))
 
 

@@ -9,10 +9,11 @@ from onnxq.artifacts import CalibrationResult, ExportedModel
 from onnxq.calibrate.merge import Part, merged_evidence
 from onnxq.calibrate.resources import Resources, forget_pieces
 from onnxq.calibrate.stage import RECORD, Subject, calibrate, conclude, load_statistics
+from onnxq.errors import UsageError
 from onnxq.export.stage import RECORD as EXPORT
 from onnxq.plain.export import Domains, export_file
 from onnxq.progress import Progress, silent
-from onnxq.recipe import CalibrateSection
+from onnxq.recipe import METHOD_OPTIONS, CalibrateSection
 from onnxq.sample_checks import made_up_samples
 from onnxq.samples import Samples
 from onnxq.sources import open_source
@@ -128,17 +129,30 @@ def merge_folders(
 ) -> CalibrationResult:
     """The statistics of ``folders``, made by ``calibrate_file``, as one in ``folder``.
 
-    ``section`` is how ranges are made of them; unless given, as in the first of them. Raises as
-    ``load_statistics`` and ``merged_evidence`` do.
+    ``section`` is how ranges are made of them; unless given, as in all of them. Raises UsageError
+    if they differ in that, and as ``load_statistics`` and ``merged_evidence`` do.
     """
     parts = [Part(str(place), *load_statistics(place)) for place in folders]
     evidence = merged_evidence(parts)
     first = parts[0].result
     graph = Path(min(parts, key=lambda part: part.result.choice.digests).place)  # in any order
-    chosen = section or CalibrateSection.model_validate(first.provenance.options)
+    chosen = section or _common_section([part.result for part in parts])
     with atomic_folder(folder, RECORD) as work:
         for name in (EXPORT, FP32, EXPORTED):
             shutil.copyfile(graph / name, work / name)
         exported = load_record(ExportedModel, work / EXPORT)
         subject = _subject(work, exported, load_target(first.target))
         return conclude(subject, chosen, evidence, work)
+
+
+def _common_section(results: Sequence[CalibrationResult]) -> CalibrateSection:
+    """How all of ``results`` made ranges of statistics."""
+    sections = [CalibrateSection.model_validate(result.provenance.options) for result in results]
+    ways = {section.model_dump_json(include=set(METHOD_OPTIONS)) for section in sections}
+    if len(ways) > 1:
+        raise UsageError(
+            f"their ranges were made in {len(ways)} ways: {', '.join(sorted(ways))}",
+            where="merge",
+            do="say with --method which to take",
+        )
+    return sections[0]

@@ -8,8 +8,8 @@ import onnx.parser
 import onnxruntime as ort
 
 from onnxq.calibrate.collect import Detail, Job
-from onnxq.calibrate.gather import gather
 from onnxq.calibrate.finite import float_tensors
+from onnxq.calibrate.gather import gather
 from onnxq.calibrate.readers import SampleReader
 from onnxq.calibrate.resources import Resources
 from onnxq.calibrate.statistics import Statistics
