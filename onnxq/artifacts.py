@@ -147,7 +147,8 @@ class ExportedModel(Record):
 
 
 class SampleChoice(Record):
-    """Which samples were taken from a source, and how.
+    """Which samples were taken from a source, and how. ``overlap_waived`` is the reason for which
+    they may be among those of evaluation.
 
     ``digests`` are the SHA-256 of each one's content. ``bins`` is how many were drawn from each
     label bin or class, timestep and group that is known: the kind (``label``, ``timestep``,
@@ -168,6 +169,7 @@ class SampleChoice(Record):
     label_high: float | None = None
     label_mean: float | None = None
     made_up: bool = False
+    overlap_waived: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -345,10 +347,12 @@ class Passport(Record):
 
 
 class CalibrationResult(Record):
-    """Ranges of the tensors that will carry Q/DQ on ``target``, from chosen samples."""
+    """Ranges of the tensors that will carry Q/DQ on ``target``, from chosen samples; ``excluded``
+    names nodes that were to stay float, with the reason."""
 
     model_sha256: str
     target: str
+    excluded: dict[str, str] = {}
     method: str
     choice: SampleChoice
     collection: Collection

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
+from onnxq.errors import QuantizationError, nearest
 from onnxq.graph import WEIGHTED, constant_of, input_channel_axis, output_channel_axis
 from onnxq.target import Target
 
@@ -17,6 +18,7 @@ __all__ = [
     "fold_sources",
     "observed_tensors",
     "pad_fill",
+    "refuse_unknown_nodes",
     "roots_of",
 ]
 
@@ -28,6 +30,16 @@ _CONSTANT_INPUTS = {
     "PRelu": {1: "slope"},
     "Pad": {2: "fill value"},
 }
+
+
+def refuse_unknown_nodes(graph: ir.Graph, exclude: Mapping[str, str], where: str) -> None:
+    """Raise QuantizationError, with the nearest name, if ``exclude`` names a node there is not."""
+    names = {str(node.name) for node in graph if node.op_type != "Constant"}
+    for name in exclude:
+        if name not in names:
+            raise QuantizationError(
+                f"no node is called `{name}`; {nearest(name, names)}", where=where
+            )
 
 
 def observed_tensors(

@@ -66,7 +66,16 @@ def call(
             f"takes {inspect.signature(function)}, and the recipe gives other options: {fault}",
             where=reference,
         ) from fault
-    return function(**options, **taken)
+    try:
+        return function(**options, **taken)
+    except OnnxqError:
+        raise
+    except Exception as fault:  # whatever a user's function raises is reported as his
+        raise PluginError(
+            f"raised {type(fault).__name__}: {fault}",
+            where=reference,
+            do="run it again with --verbose to see where",
+        ) from fault
 
 
 def is_reference(source: str) -> bool:

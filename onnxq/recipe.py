@@ -13,6 +13,7 @@ from onnxq.plugins import is_reference
 
 __all__ = [
     "METHOD_OPTIONS",
+    "OVERLAP",
     "CalibrateSection",
     "DataSection",
     "DataSource",
@@ -144,6 +145,7 @@ class Stratify(Section):
 
 
 Method = Literal["minmax", "ema", "percentile", "mse", "entropy", "meanstd"]
+OVERLAP = "overlap"  # the check that no sample or group is in calibration and evaluation
 METHOD_OPTIONS = frozenset({"method", "coverage", "momentum", "power", "sigmas"})
 _READ_BY = {"coverage": "percentile", "momentum": "ema", "power": "mse", "sigmas": "meanstd"}
 
@@ -159,7 +161,8 @@ class CalibrateSection(Section):
     ``per_channel`` collects extremes by channel of what goes into a weight, to see where one scale
     serves most channels badly.
     ``plan: random`` draws samples, evenly over what ``stratify`` names; ``plan: first`` takes the
-    first as they lie, with a warning.
+    first as they lie, with a warning. ``waive`` lets samples overlap those of evaluation (the check
+    ``overlap``), with the reason on record.
     """
 
     method: Method = "minmax"
@@ -174,6 +177,14 @@ class CalibrateSection(Section):
     seed: int = 0
     plan: Literal["random", "first"] = "random"
     stratify: Stratify = Stratify()
+    waive: tuple[Waiver, ...] = ()
+
+    @model_validator(mode="after")
+    def _only_overlap_is_waived(self) -> "CalibrateSection":
+        for waiver in self.waive:
+            if waiver.name != OVERLAP:
+                raise ValueError(f"no check `{waiver.name}` to waive here; there is `{OVERLAP}`")
+        return self
 
     @model_validator(mode="after")
     def _first_is_not_stratified(self) -> "CalibrateSection":

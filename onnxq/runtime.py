@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import onnx
 import onnxruntime as ort
-from jaxtyping import Shaped
+from jaxtyping import Float32, Shaped
 
 from onnxq.errors import RuntimeFailureError
 
@@ -42,7 +42,8 @@ class Session:
     ``optimization="full"`` is how a device's ONNX Runtime executes the file; ``"none"`` computes
     what the graph says, operator by operator. One thread by default: the same bits on every run,
     and samples side by side (``in_parallel``) use the cores better than one sample's operators do.
-    ``as_written`` runs nodes in the order of the graph, not in the runtime's own.
+    ``as_written`` runs nodes in the order of the graph, not in the runtime's own; without ``arena``
+    no memory is held between runs.
     Raises RuntimeFailureError if the runtime refuses the model.
     """
 
@@ -53,9 +54,11 @@ class Session:
         optimization: Optimization = "full",
         threads: int = 1,
         as_written: bool = False,
+        arena: bool = True,
         config: Mapping[str, str] | None = None,
     ) -> None:
         options = ort.SessionOptions()
+        options.enable_cpu_mem_arena = arena
         if as_written:
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.graph_optimization_level = _LEVELS[optimization]
@@ -88,15 +91,19 @@ class Session:
         return dict(zip(self.output_names, values, strict=True))
 
     def bound(
-        self, shapes: Mapping[str, tuple[int, ...]]
+        self, shapes: Mapping[str, tuple[int, ...]], scratch: Float32[np.ndarray, " n"]
     ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
-        """Like ``run``, but float32 outputs land in arrays of ``shapes`` that are used every time.
+        """Like ``run``, but float32 outputs of ``shapes`` land in ``scratch``, one after the other.
 
         What is returned is overwritten by the next call; nothing is allocated or copied. One thread
         may call it at a time. Raises RuntimeFailureError, also if an output has another shape.
         """
         binding = self._session.io_binding()
-        arrays = {name: np.empty(shapes[name], np.float32) for name in self.output_names}
+        arrays, start = {}, 0
+        for name in self.output_names:
+            stop = start + int(np.prod(shapes[name], dtype=np.int64))
+            arrays[name] = scratch[start:stop].reshape(shapes[name])
+            start = stop
         for name, array in arrays.items():
             binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
 

@@ -1,5 +1,6 @@
 """Pieces of a collection on disk, so that a killed run costs no more than the piece it was at."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from onnxq.store import atomic_file, write_text
 __all__ = ["BLOCKS", "Checkpoint", "blocks_of", "pieces"]
 
 Interval = tuple[int, int]
+_log = logging.getLogger(__name__)
 BLOCKS = 8  # parts of the samples that are kept apart, to see how far ranges depend on them
 
 
@@ -55,7 +57,11 @@ class Checkpoint:
                     where=str(self._folder),
                     do="give the same model, data and options, or leave out --resume to start over",
                 )
-            return sorted(self._intervals())
+            done = sorted(self._intervals())
+            _log.warning("going on from %d runs kept in %s", _runs(done), self._folder)
+            return done
+        if resume:
+            _log.warning("nothing to go on from in %s: from the first sample on", self._folder)
         self.remove()
         write_text(self._note, _Note(fingerprint=self._fingerprint).model_dump_json())
         return []
@@ -101,3 +107,7 @@ def pieces(blocks: Sequence[Interval], done: Sequence[Interval], size: int) -> l
             left += [(n, min(n + size, a)) for n in range(place, a, size)]
             place = b
     return left
+
+
+def _runs(intervals: Sequence[Interval]) -> int:
+    return sum(stop - start for start, stop in intervals)

@@ -77,6 +77,7 @@ class Collector:
         probes = probes_of(model, job.tensors)
         self._limits = np.array([probes.limits.get(name, np.inf) for name in job.tensors])
         self._accumulators = []
+        self._arena = True
         graphs: Iterable[tuple[onnx.ModelProto, Outputs]]
         if job.detail == "extremes":
             axes = {name: _others(axis, _rank(model, name)) for name, axis in job.channels.items()}
@@ -88,7 +89,11 @@ class Collector:
             sizes = {name: 4 * (_elements(self._shapes.get(name)) or 0) for name in job.tensors}
             sums = [name for name in probes.sums if name not in self._column]
             graphs = values_graphs(model, job.tensors, sums, sizes, job.output_bytes)
+            self._arena = sum(sizes.values()) <= job.output_bytes  # else each group held its own
         self._sessions = [(outputs, self._session(graph)) for graph, outputs in graphs]
+        self._largest = max(
+            (self._elements_of(outputs) for outputs, _ in self._sessions), default=0
+        )
         del model, graphs
         give_back_memory()
         self._channels: dict[str, Channels] = {}
@@ -132,7 +137,9 @@ class Collector:
 
     def _session(self, model: onnx.ModelProto) -> Session:
         data = model.SerializeToString()
-        return Session(data, optimization=self._job.optimization, as_written=True)
+        return Session(
+            data, optimization=self._job.optimization, as_written=True, arena=self._arena
+        )
 
     def _run(
         self,
@@ -191,8 +198,20 @@ class Collector:
         runners = vars(self._own).setdefault("runners", {})
         if number not in runners:
             known = {name: shape for name, shape in shapes.items() if shape is not None}
-            runners[number] = session.bound(known | {f"{g}/sum": () for g in graph.probed})
+            known |= {f"{tensor}/sum": () for tensor in graph.probed}
+            runners[number] = session.bound(known, self._scratch())
         return runners[number]  # type: ignore[no-any-return]  # thread locals are untyped
+
+    def _scratch(self) -> Float32[np.ndarray, " n"]:
+        """Memory of this thread for the outputs of a session; all sessions take turns in it."""
+        if "scratch" not in vars(self._own):
+            self._own.scratch = np.empty(self._largest, np.float32)
+        return self._own.scratch  # type: ignore[no-any-return]  # thread locals are untyped
+
+    def _elements_of(self, outputs: Outputs) -> int:
+        """Elements that a session gives out, those of unknown shape left out."""
+        known = (_elements(self._shapes.get(name)) or 0 for name in outputs.values)
+        return sum(known) + len(outputs.probed)
 
     def _refuse_not_finite(self, inputs: Mapping[str, Array], sample: str) -> None:
         """Find the first tensor that is wrong, in order of the graph, and say so.
@@ -210,7 +229,8 @@ class Collector:
                 raise DataError(
                     f"{node.op_type} `{node.name}` computes {outputs[name][bad][0]} in float",
                     where=f"{sample}, tensor `{name}`",
-                    do="look at that sample; the FP32 model itself overflows on it",
+                    do="look at that sample: the FP32 model itself overflows on it; an attention "
+                    "mask of infinities wants a large finite number instead, such as -10000",
                 )
 
 

@@ -89,6 +89,11 @@ def gather(
     UsageError if ``max_memory_mb`` cannot be kept, and StaleRecordError if what is to be resumed is
     another collection.
     """
+    # a Ray task takes one core, wherever it runs; here the workers share the cores
+    here = 1 if resources.ray is not None else max(1, cores() // resources.workers)
+    begun = resources.ray is None and resources.workers == 1
+    job = fitted(replace(job, threads=here), resources.max_memory_mb, begun=begun)
+    memory = memory_mb(job, begun=begun)
     blocks = blocks_of(len(runs))
     builder = Builder(job.tensors, blocks)
     done = checkpoint.begin(resume=resources.resume) if checkpoint else []
@@ -96,11 +101,6 @@ def gather(
         builder.add(interval[0], checkpoint.load(interval))  # type: ignore[union-attr]
     left = pieces(blocks, done, len(runs))
     if left:
-        # a Ray task takes one core, wherever it runs; here the workers share the cores
-        here = 1 if resources.ray is not None else max(1, cores() // resources.workers)
-        begun = resources.ray is None and resources.workers == 1
-        job = fitted(replace(job, threads=here), resources.max_memory_mb, begun=begun)
-        memory = memory_mb(job, begun=begun)
         with _executor(job, resources) as executor:
             count = sum(stop - start for start, stop in left)
             forecast = with_time(job, count, executor.trial(runs), memory, executor.at_once)

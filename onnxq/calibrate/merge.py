@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from onnxq.artifacts import CalibrationResult, SampleChoice
 from onnxq.calibrate.facets import joined_bins
+from onnxq.calibrate.ranges import DECLARED
 from onnxq.calibrate.stage import Evidence
 from onnxq.calibrate.statistics import Statistics, joined
 from onnxq.errors import LeakageError, UsageError
@@ -50,16 +51,27 @@ def _refuse_different(one: Part, other: Part) -> None:
         "detail": tuple(p.result.collection.detail for p in (one, other)),
         "optimization": tuple(p.result.collection.optimization for p in (one, other)),
         "batch": tuple(p.result.collection.batch for p in (one, other)),
+        "choice of --per-channel": tuple(sorted(p.statistics.channels) for p in (one, other)),
+        "declared domains": tuple(_domains(p.result) for p in (one, other)),
+        "versions of packages": tuple(p.result.provenance.packages for p in (one, other)),
     }
     for what, (left, right) in pairs.items():
         if left != right:
-            shown = "" if isinstance(left, tuple) else f": {left!r:.60} and {right!r:.60}"
+            shown = f": {left!r:.60} and {right!r:.60}" if isinstance(left, str) else ""
             raise UsageError(
                 f"their {what} differs{shown}",
                 where=f"{one.place} / {other.place}",
                 do="merge only what was calibrated on the same file, for the same target, in the "
                 "same way",
             )
+
+
+def _domains(result: CalibrationResult) -> dict[str, tuple[float, float]]:
+    return {
+        name: (range_.low, range_.high)
+        for name, range_ in result.ranges.items()
+        if range_.pinned == DECLARED
+    }
 
 
 def _refuse_shared(parts: Sequence[Part]) -> None:

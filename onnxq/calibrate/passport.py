@@ -227,7 +227,7 @@ def _beyond(choice: SampleChoice, evaluation: Samples | None) -> int:
 
 def _checks(choice: SampleChoice, evaluation: Samples) -> tuple[Literal["content", "group"], ...]:
     """By what ``refuse_overlap`` has made sure that the sides share nothing."""
-    if choice.made_up:
+    if choice.made_up or choice.overlap_waived:
         return ()
     return ("content", "group") if choice.groups and evaluation.groups is not None else ("content",)
 

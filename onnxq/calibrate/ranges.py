@@ -10,7 +10,7 @@ from onnxq.calibrate.statistics import Channels, Statistics, TensorStatistics
 from onnxq.recipe import CalibrateSection
 from onnxq.target import Target
 
-__all__ = ["findings", "options_of", "ranges_of", "unbalanced"]
+__all__ = ["DECLARED", "findings", "options_of", "ranges_of", "unbalanced"]
 
 _FIXED_RANGES = {
     "Sigmoid": (0.0, 1.0),
@@ -18,6 +18,7 @@ _FIXED_RANGES = {
     "Softmax": (0.0, 1.0),
     "Tanh": (-1.0, 1.0),
 }
+DECLARED = "declared domain"
 _ENOUGH_OF_DOMAIN = 0.95
 _MOST_IMBALANCE = 32  # leaves the median channel 8 of 256 steps, 3 bits
 Pin = tuple[tuple[float, float], str]
@@ -61,7 +62,7 @@ def _pins(nodes: Iterable[onnx.NodeProto], values: Sequence[ValueFacts]) -> dict
         if node.op_type in _FIXED_RANGES
         for output in node.output
     }
-    return pins | {v.name: (v.domain, "declared domain") for v in values if v.domain is not None}
+    return pins | {v.name: (v.domain, DECLARED) for v in values if v.domain is not None}
 
 
 def _range_of(

@@ -78,7 +78,10 @@ def describe(samples: Samples, chosen: Samples, draw: Draw) -> SampleChoice:
 
 
 def refuse_overlap(chosen: SampleChoice, evaluation: Samples) -> None:
-    """Raise LeakageError if calibration and evaluation share a group or a sample's content."""
+    """Raise LeakageError if calibration and evaluation share a group or a sample's content, unless
+    that is waived."""
+    if chosen.overlap_waived:
+        return
     groups = () if evaluation.groups is None else map(str, np.unique(evaluation.groups))
     shared = sorted(set(chosen.groups) & set(groups))
     if shared:

@@ -22,7 +22,7 @@ from onnxq.calibrate.resources import Resources, pieces_of
 from onnxq.calibrate.statistics import Statistics
 from onnxq.errors import DataError, StaleRecordError, StoreError
 from onnxq.graph import load_model, refuse_inner_graphs, refuse_quantized
-from onnxq.placement import channel_axes, observed_tensors
+from onnxq.placement import channel_axes, observed_tensors, refuse_unknown_nodes
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance, versions
 from onnxq.recipe import CalibrateSection
@@ -110,6 +110,11 @@ def calibrate(  # noqa: PLR0913 - what is calibrated, on what, and what is at ha
         )
     check_samples(chosen, subject.inputs, batch=subject.batch)
     choice = describe(samples, chosen, draw)
+    for waiver in section.waive:
+        note = f"samples may be among those of evaluation (waived: {waiver.reason})"
+        choice = choice.model_copy(
+            update={"overlap_waived": waiver.reason, "notes": (*choice.notes, note)}
+        )
     for note in choice.notes:
         _log.warning(note)
     if evaluation is not None and not samples.made_up:
@@ -180,6 +185,7 @@ def conclude(
     result = CalibrationResult(
         model_sha256=sha256_of_file(subject.model),
         target=subject.target.name,
+        excluded=dict(subject.exclude),
         method=section.method,
         choice=evidence.choice,
         collection=Collection(
@@ -215,6 +221,7 @@ def load_statistics(folder: Path) -> tuple[CalibrationResult, Statistics]:
 
 def _job(model: onnx.ModelProto, subject: Subject, section: CalibrateSection) -> Job:
     graph = ir.from_proto(model).graph
+    refuse_unknown_nodes(graph, subject.exclude, "exclude")
     tensors = observed_tensors(graph, (subject.target, *subject.also_for), subject.exclude)
     return Job(
         model=model.SerializeToString(),

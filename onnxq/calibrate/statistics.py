@@ -27,6 +27,7 @@ __all__ = [
     "in_order_of_value",
     "joined",
     "merged",
+    "merged_channels",
 ]
 
 BUCKETS = 1 << 16

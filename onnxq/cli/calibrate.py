@@ -18,6 +18,7 @@ from onnxq.cli.flags import (
     flag,
     is_recipe,
     parsed_domains,
+    parsed_waivers,
     path_type,
     required,
     run_stage,
@@ -25,7 +26,7 @@ from onnxq.cli.flags import (
     target_option,
 )
 from onnxq.errors import UsageError
-from onnxq.recipe import METHOD_OPTIONS, CalibrateSection, Method
+from onnxq.recipe import METHOD_OPTIONS, OVERLAP, CalibrateSection, Method
 
 if TYPE_CHECKING:
     from onnxq.plain.calibrate import Data
@@ -47,6 +48,7 @@ FOR_CALIBRATING = frozenset(
         "domains",
         "stratify",
         "label_edges",
+        "waive",
     }
 )
 
@@ -114,6 +116,10 @@ def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Collect extremes by channel too, and tell where one scale serves most badly.",
         ),
         click.option(
+            "--waive", multiple=True, metavar="overlap=REASON",
+            help="Let samples be among those of evaluation; the reason goes into the report.",
+        ),
+        click.option(
             "--smoke-test-random", is_flag=True,
             help="Calibrate on random numbers; the model is stamped and never verified.",
         ),
@@ -127,7 +133,8 @@ def _resource_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed((
         click.option(
             "--resume", is_flag=True,
-            help="Go on from what an interrupted run has left beside -o; not a bit changes.",
+            help="Insist on going on from what an interrupted run of the same samples has left "
+            "beside -o. Without this flag too it is gone on from, if it is there and fits.",
         ),
         click.option(
             "--checkpoint", type=click.FloatRange(min=0.01), metavar="SECONDS",
@@ -155,6 +162,12 @@ def data_of(options: dict[str, Any]) -> "Data":
     from onnxq.plain.calibrate import Data
 
     source, random = options["data"], options["smoke_test_random"]
+    if random and options["evaluation"] is not None:
+        raise UsageError(
+            "--evaluation says nothing of random numbers",
+            where="usage",
+            do="leave it out, or give real samples as --data",
+        )
     if (source is None) == (not random):
         raise UsageError(
             "give `--data SOURCE` (and not --smoke-test-random beside it)",
@@ -164,7 +177,14 @@ def data_of(options: dict[str, Any]) -> "Data":
     return Data(
         source=source,
         domains=parsed_domains(options["domains"]),
-        section=_section(options, _SECTION_OPTIONS, {"stratify": _strata(options)}),
+        section=_section(
+            options,
+            _SECTION_OPTIONS,
+            {
+                "stratify": _strata(options),
+                "waive": parsed_waivers(options["waive"], [OVERLAP]),
+            },
+        ),
         samples=options["samples"],
         options=_parsed_options(options["source_options"]),
         evaluation=options["evaluation"],
@@ -213,7 +233,7 @@ def _resources(options: dict[str, Any]) -> Resources:
         workers=options["workers"] or 1,
         ray=options["ray"],
         max_memory_mb=options["max_memory"],
-        resume=options["resume"],
+        resume=options["resume"] or None,
         checkpoint_seconds=options["checkpoint"] or Resources.checkpoint_seconds,
     )
 
@@ -289,14 +309,15 @@ def merge(folders: tuple[Path, ...], output: Path, screen: Screen, **options: An
       onnxq merge calibration --method mse -o calibration-mse
 
     All must be of the same model, target, tensors and preprocessing, and no sample may be in two of
-    them. The result does not depend on their order, and is what one machine would have collected
-    from all samples. Unless a method is given, ranges are made as in all of them.
+    them. The result does not depend on their order, and its ranges are those that one machine would
+    have found on all samples. Unless a method is given, they are made as in all of them.
     """  # noqa: D301 - as above
     from onnxq.plain.calibrate import merge_folders
 
-    asked = any(options[name] is not None for name in METHOD_OPTIONS)
-    section = _section(options, tuple(sorted(METHOD_OPTIONS))) if asked else None
-    return _say_result(screen, output, merge_folders(folders, output, section))
+    given = {name: options[name] for name in METHOD_OPTIONS if options[name] is not None}
+    with flag("usage"):
+        result = merge_folders(folders, output, given)
+    return _say_result(screen, output, result)
 
 
 def _say_result(screen: Screen, folder: Path, result: CalibrationResult) -> int:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from onnxq.artifacts import Finding
 from onnxq.calibrate.resources import Resources
 from onnxq.cli.console import Screen
 from onnxq.cli.run import default_folder, run_recipe
-from onnxq.errors import UsageError
+from onnxq.errors import UsageError, nearest
 from onnxq.pipeline import Stage
-from onnxq.recipe import load_recipe
+from onnxq.recipe import Waiver, load_recipe
 from onnxq.target import Target
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "flag",
     "is_recipe",
     "parsed_domains",
+    "parsed_waivers",
     "path_type",
     "refuse_flags",
     "required",
@@ -113,10 +114,11 @@ def flag(name: str) -> Iterator[None]:
         yield
     except ValidationError as fault:
         first = fault.errors()[0]
-        raise UsageError(
-            f"{first['msg'].removeprefix('Value error, ')} (found {first['input']!r:.60})",
-            where=name,
-        ) from fault
+        found = "" if isinstance(first["input"], dict) else f" (found {first['input']!r:.60})"
+        if first["loc"]:
+            name = f"--{str(first['loc'][0]).replace('_', '-')}"
+        what = first["msg"].removeprefix("Value error, ")
+        raise UsageError(what + found, where=name) from fault
 
 
 def parsed_domains(domains: tuple[str, ...]) -> dict[str, tuple[float, float]]:
@@ -136,6 +138,23 @@ def parsed_domains(domains: tuple[str, ...]) -> dict[str, tuple[float, float]]:
             )
         parsed[name] = (low, high)
     return parsed
+
+
+def parsed_waivers(texts: tuple[str, ...], known: Sequence[str]) -> tuple[Waiver, ...]:
+    """What ``--waive`` says. Raises UsageError for a check that is not ``known``, or no reason."""
+    waivers = []
+    for text in texts:
+        name, _, reason = text.partition("=")
+        if not reason.strip():
+            raise UsageError(
+                f"`{text}` is not of the form NAME=REASON",
+                where="--waive",
+                do="say why: the reason goes into the report",
+            )
+        if name not in known:
+            raise UsageError(f"no check `{name}`; {nearest(name, known)}", where="--waive")
+        waivers.append(Waiver(name=name, reason=reason.strip()))
+    return tuple(waivers)
 
 
 def say_findings(screen: Screen, findings: Iterable[Finding]) -> None:

@@ -15,6 +15,7 @@ from onnxq.cli.flags import (
     flag,
     is_recipe,
     parsed_domains,
+    parsed_waivers,
     path_type,
     refuse_flags,
     required,
@@ -22,7 +23,7 @@ from onnxq.cli.flags import (
     say_findings,
     target_option,
 )
-from onnxq.errors import UsageError, nearest
+from onnxq.errors import UsageError
 from onnxq.recipe import Gate, QuantizeSection, VerifySection, Waiver
 
 __all__ = ["export", "handoff", "quantize", "verify"]
@@ -142,11 +143,14 @@ def verify(
     from onnxq.plain.judge import REPORT, samples_for, task_for, verify_files
     from onnxq.plain.quantize import record_of
     from onnxq.store import atomic_folder
+    from onnxq.verify.gate import AT_CHANCE
 
     fp32, int8 = models
     source = required(options["data"], "--data")
     task, metric = task_for(required(options["metric"], "--metric"))
-    section = VerifySection(gate=_gates(metric, options), waive=_waivers(options["waive"]))
+    section = VerifySection(
+        gate=_gates(metric, options), waive=parsed_waivers(options["waive"], [AT_CHANCE])
+    )
     with (
         tempfile.TemporaryDirectory() as scratch,
         atomic_folder(options["report"] or Path(scratch) / "report", REPORT) as folder,
@@ -169,24 +173,6 @@ def verify(
         {"exit_code": code, "verdict": report.verdict, "report": report.model_dump(mode="json")}
     )
     return code
-
-
-def _waivers(texts: tuple[str, ...]) -> tuple[Waiver, ...]:
-    from onnxq.verify.gate import AT_CHANCE
-
-    waivers = []
-    for text in texts:
-        name, _, reason = text.partition("=")
-        if not reason.strip():
-            raise UsageError(
-                f"`{text}` is not of the form NAME=REASON",
-                where="--waive",
-                do="say why: the reason goes into the report",
-            )
-        if name != AT_CHANCE:
-            raise UsageError(f"no check `{name}`; {nearest(name, [AT_CHANCE])}", where="--waive")
-        waivers.append(Waiver(name=name, reason=reason.strip()))
-    return tuple(waivers)
 
 
 def _gates(metric: str, options: dict[str, Any]) -> tuple[Gate, ...]:

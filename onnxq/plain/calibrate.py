@@ -1,6 +1,7 @@
 """Statistics and ranges of a plain ``.onnx``."""
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,6 +108,8 @@ def calibrated(
     subject = replace(
         _subject(work, exported, target), exclude=means.excluded, also_for=means.also_for
     )
+    for other in means.also_for:
+        _refuse_other_form(model, data.domains, exported, other)
     samples, section = data.open(exported, subject.batch, means.progress)
     return calibrate(
         subject,
@@ -120,23 +123,39 @@ def calibrated(
     )
 
 
+def _refuse_other_form(
+    model: Path, domains: Domains, exported: ExportedModel, target: Target
+) -> None:
+    """Raise UsageError if ``target`` wants the model in another form than the one exported."""
+    with tempfile.TemporaryDirectory() as folder:
+        other = export_file(model, target, domains, Path(folder))
+    if other.model.sha256 != exported.model.sha256:
+        raise UsageError(
+            f"{target.name} wants the graph in another form (batch {target.batch}, opset "
+            f"{target.opset[0]} to {target.opset[1]}), so one calibration cannot serve both",
+            where="--also-for",
+            do=f"calibrate for {target.name} by itself, or give a model with a batch of 1",
+        )
+
+
 def _subject(work: Path, exported: ExportedModel, target: Target) -> Subject:
     return Subject(work / FP32, exported.inputs, exported.outputs, target)
 
 
 def merge_folders(
-    folders: Sequence[Path], folder: Path, section: CalibrateSection | None = None
+    folders: Sequence[Path], folder: Path, given: Mapping[str, object] | None = None
 ) -> CalibrationResult:
     """The statistics of ``folders``, made by ``calibrate_file``, as one in ``folder``.
 
-    ``section`` is how ranges are made of them; unless given, as in all of them. Raises UsageError
-    if they differ in that, and as ``load_statistics`` and ``merged_evidence`` do.
+    Ranges are made as in all of them, but for the METHOD_OPTIONS ``given``. Raises UsageError if
+    they differ and no method is given, ValidationError for options that do not go together, and as
+    ``load_statistics`` and ``merged_evidence`` do.
     """
     parts = [Part(str(place), *load_statistics(place)) for place in folders]
+    parts.sort(key=lambda part: part.result.choice.digests)  # in whatever order they were given
     evidence = merged_evidence(parts)
-    first = parts[0].result
-    graph = Path(min(parts, key=lambda part: part.result.choice.digests).place)  # in any order
-    chosen = section or _common_section([part.result for part in parts])
+    first, graph = parts[0].result, Path(parts[0].place)
+    chosen = _section([part.result for part in parts], given or {})
     with atomic_folder(folder, RECORD) as work:
         for name in (EXPORT, FP32, EXPORTED):
             shutil.copyfile(graph / name, work / name)
@@ -145,14 +164,15 @@ def merge_folders(
         return conclude(subject, chosen, evidence, work)
 
 
-def _common_section(results: Sequence[CalibrationResult]) -> CalibrateSection:
-    """How all of ``results`` made ranges of statistics."""
+def _section(results: Sequence[CalibrationResult], given: Mapping[str, object]) -> CalibrateSection:
+    """How ranges are made: as in all of ``results``, but for what is ``given``."""
     sections = [CalibrateSection.model_validate(result.provenance.options) for result in results]
     ways = {section.model_dump_json(include=set(METHOD_OPTIONS)) for section in sections}
-    if len(ways) > 1:
+    if len(ways) > 1 and "method" not in given:
         raise UsageError(
             f"their ranges were made in {len(ways)} ways: {', '.join(sorted(ways))}",
             where="merge",
             do="say with --method which to take",
         )
-    return sections[0]
+    kept = sections[0].model_dump(exclude=set(METHOD_OPTIONS) if "method" in given else set())
+    return CalibrateSection.model_validate(kept | {"collect": None} | dict(given))

@@ -13,7 +13,7 @@ from onnxq.plain.calibrate import Data, Means, calibrated
 from onnxq.plain.export import export_file
 from onnxq.progress import Progress, silent
 from onnxq.quantize.stage import quantize
-from onnxq.recipe import QuantizeSection
+from onnxq.recipe import QuantizeSection, Waiver
 from onnxq.store import load_record, sha256_of_file
 from onnxq.target import Target, load_target
 
@@ -46,6 +46,7 @@ def quantize_file(
             ranges = calibrated(model, target, source, work, means)
         else:
             ranges = load_record(CalibrationResult, source / CALIBRATION)
+            section = _with_excluded(section, ranges)
             export_file(model, target, {}, work)
             if sha256_of_file(work / "fp32.onnx") != ranges.model_sha256:
                 raise StaleRecordError(
@@ -54,6 +55,17 @@ def quantize_file(
                     do="run `onnxq calibrate` on this model again",
                 )
         return quantize(work / "fp32.onnx", ranges, target, section, output)
+
+
+def _with_excluded(section: QuantizeSection, ranges: CalibrationResult) -> QuantizeSection:
+    """The section, leaving float what was to stay float at calibration."""
+    named = {waiver.name for waiver in section.exclude}
+    more = [
+        Waiver(name=name, reason=reason)
+        for name, reason in ranges.excluded.items()
+        if name not in named
+    ]
+    return section.model_copy(update={"exclude": (*section.exclude, *more)})
 
 
 def _refuse_overwriting(output: Path, given: Sequence[Path]) -> None:

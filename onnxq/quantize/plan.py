@@ -13,9 +13,16 @@ from onnxq.affine import (
     symmetric_weight_scales,
 )
 from onnxq.artifacts import Finding, FloatNode, TensorRange
-from onnxq.errors import QuantizationError, StaleRecordError, nearest
+from onnxq.errors import QuantizationError, StaleRecordError
 from onnxq.graph import WEIGHTED, constant_of, output_channel_axis
-from onnxq.placement import data_inputs, float_reasons, fold_sources, pad_fill, roots_of
+from onnxq.placement import (
+    data_inputs,
+    float_reasons,
+    fold_sources,
+    pad_fill,
+    refuse_unknown_nodes,
+    roots_of,
+)
 from onnxq.qtypes import AffineParameters, IntType, Range
 from onnxq.target import Target
 
@@ -65,12 +72,7 @@ def make_plan(
     lack a tensor that is needed.
     """
     nodes = [node for node in model.graph if node.op_type != "Constant"]
-    names = {str(node.name) for node in nodes}
-    for name in exclude:
-        if name not in names:
-            raise QuantizationError(
-                f"no node is called `{name}`; {nearest(name, names)}", where="quantize: exclude"
-            )
+    refuse_unknown_nodes(model.graph, exclude, "quantize: exclude")
     reasons = float_reasons(nodes, target, {**_fills_outside(nodes, target, ranges), **exclude})
     chosen = [node for node in nodes if str(node.name) not in reasons]
     if not any(node.op_type in target.integer_ops for node in chosen):

@@ -337,3 +337,14 @@ def test_a_nan_that_arises_of_infinities_where_nothing_is_quantized_is_found(det
     x[2, place] = -1
     with pytest.raises(DataError, match=r"sample 2, tensor `y`: .* `odd` computes nan"):
         collected(job(graph, detail, "x", "y"), {"x": x})
+
+
+def test_groups_take_turns_in_the_same_memory():
+    chain = "".join(f"  t{n} = Neg(t{n - 1})" for n in range(1, 9))
+    graph = model(f"g (float[N,64,1000] x) => (float[N,64,1000] t8) {{ t0 = Relu(x) {chain} }}")
+    tensors = tuple(f"t{n}" for n in range(9))
+    made = Collector(job(graph, "histograms", *tensors, output_bytes=1_000_000))
+    assert made.groups == 3
+    for _ in made.collect(SampleReader(Samples("s", {"x": normal(2, 64, 1000)})), 0, 2):
+        pass
+    assert made._scratch().nbytes <= 1_100_000

@@ -56,8 +56,8 @@ def whole(folder) -> Path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_halves_give_the_ranges_of_the_whole(halves, whole, tmp_path, method):
-    merged = merge_folders(halves, tmp_path / "merged", section(method))
-    at_once = merge_folders([whole], tmp_path / "at once", section(method))
+    merged = merge_folders(halves, tmp_path / "merged", {"method": method})
+    at_once = merge_folders([whole], tmp_path / "at once", {"method": method})
     assert merged.method == method
     assert merged.ranges == at_once.ranges
     assert sorted(merged.choice.digests) == sorted(at_once.choice.digests)
@@ -75,11 +75,11 @@ def test_halves_give_every_summary_of_the_whole_to_the_last_bit(halves, whole, t
 
 @pytest.mark.parametrize("methods", [("minmax", "minmax"), ("minmax", "mse")])
 def test_the_order_of_the_parts_changes_no_byte(halves, folder, tmp_path, methods):
-    one = merge_folders([halves[0]], tmp_path / "one", section(methods[0]))
-    other = merge_folders([halves[1]], tmp_path / "other", section(methods[1]))
+    one = merge_folders([halves[0]], tmp_path / "one", {"method": methods[0]})
+    other = merge_folders([halves[1]], tmp_path / "other", {"method": methods[1]})
     assert (one.method, other.method) == methods
     parts = [tmp_path / "one", tmp_path / "other"]
-    asked = None if methods[0] == methods[1] else section("percentile")
+    asked = None if methods[0] == methods[1] else {"method": "percentile"}
     merge_folders(parts, tmp_path / "ab", asked)
     merge_folders(parts[::-1], tmp_path / "ba", asked)
     names = sorted(path.name for path in (tmp_path / "ab").iterdir())
@@ -99,7 +99,7 @@ def test_three_parts_may_be_merged_in_two_steps(folder, tmp_path):
 
 def test_of_one_part_the_method_is_changed(halves, tmp_path):
     given = merge_folders(halves[:1], tmp_path / "minmax")
-    changed = merge_folders(halves[:1], tmp_path / "mse", section("mse"))
+    changed = merge_folders(halves[:1], tmp_path / "mse", {"method": "mse"})
     assert (given.method, changed.method) == ("minmax", "mse")
     assert changed.ranges != given.ranges
     assert load_statistics(tmp_path / "mse")[0] == changed
@@ -137,7 +137,7 @@ def test_another_target_is_refused(halves, tmp_path):
 
 def test_other_tensors_are_refused(tmp_path):
     chain = model(
-        """g (float[N,4] x) => (float[N,4] y) {
+        """g (float[1,4] x) => (float[1,4] y) {
             [mm] m = MatMul(x, w)  [sub] t = Sub(m, c)  [a] u = Abs(t)  [s] y = Softmax(u) }""",
         w=X[0, 0, :4, :4],
         c=X[0, 0, 0, :4],
@@ -192,10 +192,28 @@ def test_statistics_that_are_not_those_of_the_record_are_refused(halves, tmp_pat
 def test_histograms_are_needed_for_a_method_that_looks_at_them(tmp_path):
     extremes = part(tmp_path, "extremes", X, section=CalibrateSection())
     with pytest.raises(UsageError, match="mse"):
-        merge_folders([extremes], tmp_path / "mse", section("mse"))
+        merge_folders([extremes], tmp_path / "mse", {"method": "mse"})
     assert not (tmp_path / "mse").exists()
 
 
 def test_resources_of_a_run_are_not_in_its_bytes(halves, tmp_path):
     merged = merge_folders(halves[:1], tmp_path / "m")
     assert not vars(Resources()).keys() & merged.provenance.options.keys()
+
+
+def test_parts_of_which_one_alone_has_channels_are_refused(halves, tmp_path):
+    by_channel = part(
+        tmp_path,
+        "channels",
+        X[:4],
+        section=CalibrateSection(collect="histograms", per_channel=True),
+    )
+    plain = part(tmp_path, "plain", X[4:8], section=CalibrateSection(collect="histograms"))
+    assert "--per-channel" in refused(by_channel, plain)
+
+
+def test_an_option_alone_goes_with_the_method_of_the_parts(halves, tmp_path):
+    merge_folders(halves, tmp_path / "percentile", {"method": "percentile"})
+    wide = merge_folders([tmp_path / "percentile"], tmp_path / "wide", {"coverage": 1.0})
+    assert wide.method == "percentile"
+    assert wide.provenance.options["coverage"] == 1.0

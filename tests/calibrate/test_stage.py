@@ -5,7 +5,7 @@ import pytest
 
 from onnxq.artifacts import CalibrationResult
 from onnxq.calibrate.stage import RECORD, Subject, calibrate
-from onnxq.errors import AlreadyQuantizedError, DataError, LeakageError
+from onnxq.errors import AlreadyQuantizedError, DataError, LeakageError, QuantizationError
 from onnxq.graph import load_model, values_of
 from onnxq.recipe import CalibrateSection
 from onnxq.samples import Samples
@@ -194,3 +194,23 @@ def test_trap_5_no_sample_is_thrown_away(net):
     x = X.copy()
     x[0] = 100
     assert run(net, x).ranges["x"].high == 100
+
+
+def test_an_overlap_is_allowed_by_name_with_its_reason_on_record(net):
+    waived = run(
+        net,
+        X,
+        evaluation=Samples("e", {"x": X}),
+        waive=({"name": "overlap", "reason": "a smoke test"},),
+    )
+    assert waived.choice.overlap_waived == "a smoke test"
+    assert any("waived: a smoke test" in note for note in waived.choice.notes)
+    assert waived.passport.overlap_checked == ()
+
+
+def test_a_node_to_exclude_that_is_not_there_is_told_with_the_nearest_name(net):
+    subject = Subject(
+        net, *values_of(load_model(net)), load_target("stm32n6"), exclude={"lim": "why"}
+    )
+    with pytest.raises(QuantizationError, match="did you mean `lin`"):
+        calibrate(subject, Samples("s", {"x": X}), CalibrateSection(samples=40), net.parent / "o")
