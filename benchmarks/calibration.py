@@ -170,7 +170,7 @@ def _busy_seconds() -> float:
 
 
 def plan(
-    rounds: dict[int, int], networks: Sequence[str], peers: str
+    rounds: dict[int, int], networks: Sequence[str], peers: str, methods: Sequence[str]
 ) -> Iterator[tuple[System, str, int]]:
     """What is measured, in order: rounds over everything, and last what needs much memory."""
     asked = {"all": list(PEERS), "minmax": ["MinMax"], "none": []}[peers]
@@ -182,7 +182,7 @@ def plan(
             if turn >= rounds[count]:
                 continue
             context = CONTEXT if count == min(rounds) else ()
-            for system in (*context, *light, *ONNXQ, COMMAND):
+            for system in (*context, *light, *(s for s in ONNXQ if s.method in methods), COMMAND):
                 if count < LARGE or system in light or system.method in METHODS_OF_LARGE:
                     yield system, network, count
     counts = [count for count in rounds if count < LARGE]
@@ -233,11 +233,15 @@ def _free_mb() -> float:
 def compare(options: argparse.Namespace) -> None:
     """Measure, print the table, write the figures."""
     rounds = QUICK_ROUNDS if options.quick else {count: ROUNDS[count] for count in options.samples}
+    if options.rounds is not None:
+        rounds = dict.fromkeys(rounds, options.rounds)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.patience)
         for network in options.networks:
             bench.prepare(network, rounds)
-        runs, left_out = measured(bench, plan(rounds, options.networks, options.peers))
+        runs, left_out = measured(
+            bench, plan(rounds, options.networks, options.peers, options.methods)
+        )
     said = ", ".join(f"{number} rounds of {count:,} samples" for count, number in rounds.items())
     machine = f"{os.cpu_count()} cores, onnxruntime {version('onnxruntime')}; {said}"
     disturbed = sum(run.disturbed > MOST_DISTURBED for run in runs)
@@ -277,6 +281,8 @@ def main() -> None:
     parser.add_argument(
         "--samples", nargs="+", type=int, choices=list(ROUNDS), default=list(ROUNDS)
     )
+    parser.add_argument("--rounds", type=int, help="how often each is measured")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument(
         "--patience",
         type=float,
