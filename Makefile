@@ -1,6 +1,6 @@
 # `make` alone lists the targets. Every target does its own set-up and may be repeated.
 .DEFAULT_GOAL := help
-.PHONY: help setup rppg gate test test-all check bench clean
+.PHONY: help setup rppg gate test test-all check lint bench clean
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -51,12 +51,14 @@ test: $(DEV_READY) ## all tests but the long ones
 test-all: $(DEV_READY) ## all tests
 	@$(PYTHON) -m pytest
 
-check: $(DEV_READY) ## format, lint, types, floors, fast tests
+check: lint ## format, lint, types, floors, fast tests
+	@$(PYTHON) -m pytest -m "not slow and not long"
+
+lint: $(DEV_READY) ## format, lint, types, floors
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
 	@$(PYTHON) -c 'from importlinter.cli import lint_imports_command as c; c()'
-	@$(PYTHON) -m pytest -m "not slow and not long"
 
 bench: $(RPPG_DATA)/.ready ## the figures that the README promises
 	@$(PYTHON) -m benchmarks.rppg
