@@ -98,10 +98,12 @@ class Accumulator:
 
     def drain(self) -> Summary:
         """The summary of all that was counted; counting begins anew."""
-        if not (self._in_packed or self._in_cells or self._done.count):
-            return Summary.empty()
-        self._unpack()
-        self._fold()
+        if self._in_cells:
+            self._unpack()
+            self._fold()
+        elif self._in_packed:  # the usual case, without the way through the cells
+            self._done = merged([self._done, self._summary(*self._emptied(), self._in_packed)])
+            self._in_packed = 0
         found, self._done = self._done, Summary.empty()
         return found
 
@@ -113,34 +115,49 @@ class Accumulator:
     def _unpack(self) -> None:
         if self._in_cells + self._in_packed > _MOST_SUMMED:
             self._fold()
-        used = np.flatnonzero(self._packed)  # so that the pages of the others stay unwritten
-        packed = self._packed[used]
-        self._cells[:, used] += packed >> _REST_BITS, packed & _REST, self._squares[used]
-        self._packed[used] = self._squares[used] = 0
+        used, cells = self._emptied()
+        self._cells[:, used] += cells
         self._in_cells, self._in_packed = self._in_cells + self._in_packed, 0
+
+    def _emptied(self) -> tuple[Int64[np.ndarray, " k"], UInt64[np.ndarray, "3 k"]]:
+        """The occupied packed buckets with what they hold, which is set to zero.
+
+        The pages of the others stay unwritten, and so take no memory.
+        """
+        used = np.flatnonzero(self._packed)
+        packed = self._packed[used]
+        cells = np.stack([packed >> _REST_BITS, packed & _REST, self._squares[used]])
+        self._packed[used] = self._squares[used] = 0
+        return used, cells
 
     def _fold(self) -> None:
         """Move what the cells hold to integers that cannot overflow."""
         used = np.flatnonzero(self._cells[0])
-        cells = self._cells[:, used]
+        pending = self._summary(used, self._cells[:, used], self._in_cells)
+        self._done = merged([self._done, pending])
+        self._cells[:, used] = 0
+        self._in_cells = 0
+
+    def _summary(
+        self, used: Int64[np.ndarray, " k"], cells: UInt64[np.ndarray, "3 k"], count: int
+    ) -> Summary:
+        """Of ``count`` values that lie in ``cells``; extremes and zeros begin anew."""
         buckets, counts = in_order_of_value(used, cells[0].astype(np.int64))
         total, squares = _exact_sums(used, cells)
-        pending = Summary(
+        found = Summary(
             low=self._low,
             high=self._high,
-            count=self._in_cells,
+            count=count,
             zeros=self._zeros,
             nans=self._nans,
-            infs=self._in_cells - int(counts.sum()) - self._nans,
+            infs=count - int(counts.sum()) - self._nans,
             total=total,
             squares=squares,
             buckets=buckets,
             counts=counts,
         )
-        self._done = merged([self._done, pending]) if self._done.count else pending
-        self._cells[:, used] = 0
-        self._in_cells = 0
         self._low, self._high, self._zeros, self._nans = np.inf, -np.inf, 0, 0
+        return found
 
 
 def _exact_sums(

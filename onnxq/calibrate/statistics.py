@@ -133,9 +133,9 @@ class Summary:
 
 def merged(summaries: Iterable[Summary]) -> Summary:
     """The summary of all values of all ``summaries``; the same bits in whatever order."""
-    parts = list(summaries)
-    if not parts:
-        return Summary.empty()
+    parts = [part for part in summaries if part.count]
+    if len(parts) < 2:
+        return parts[0] if parts else Summary.empty()
     dense = np.zeros(BUCKETS, np.int64)
     for part in parts:
         dense[part.buckets] += part.counts  # no bucket stands twice in a part
