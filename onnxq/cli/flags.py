@@ -115,7 +115,7 @@ def flag(name: str) -> Iterator[None]:
     except ValidationError as fault:
         first = fault.errors()[0]
         found = "" if isinstance(first["input"], dict) else f" (found {first['input']!r:.60})"
-        if first["loc"]:
+        if name == "usage" and first["loc"]:
             name = f"--{str(first['loc'][0]).replace('_', '-')}"
         what = first["msg"].removeprefix("Value error, ")
         raise UsageError(what + found, where=name) from fault
