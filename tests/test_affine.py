@@ -135,7 +135,9 @@ def test_a_dead_tensor_keeps_values_that_may_yet_come():
 # --- powers of two ------------------------------------------------------------------------------
 
 wide = st.floats(-1e9, 1e9) | st.sampled_from([-256.0, -255.0, -128.0, 127.0, 254.0, 255.0, 256.0])
-wide_ranges = st.builds(Range.including_zero, wide, wide)
+# tensors hold float32; what is far below the smallest scale is no range of theirs
+ends = wide.map(lambda end: end if abs(end) > 1e-30 else 0.0)
+wide_ranges = st.builds(Range.including_zero, ends, ends)
 
 
 def is_power_of_two(scale: float) -> bool:
