@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from onnxq.qtypes import AffineParameters, IntType, Range
 
 __all__ = [
+    "DECLARED",
     "AnswerCheck",
     "AuditRow",
     "Bundle",
@@ -49,6 +50,7 @@ __all__ = [
     "WaivedKey",
 ]
 
+DECLARED = "declared domain"  # what a range is pinned by that a person has declared
 Verdict = Literal["passed", "failed", "inconclusive", "unverified"]
 
 

@@ -13,6 +13,7 @@ from onnxq.plugins import is_reference
 
 __all__ = [
     "METHOD_OPTIONS",
+    "NEEDS_HISTOGRAM",
     "OVERLAP",
     "CalibrateSection",
     "DataSection",
@@ -147,6 +148,7 @@ class Stratify(Section):
 Method = Literal["minmax", "ema", "percentile", "mse", "entropy", "meanstd"]
 OVERLAP = "overlap"  # the check that no sample or group is in calibration and evaluation
 METHOD_OPTIONS = frozenset({"method", "coverage", "momentum", "power", "sigmas"})
+NEEDS_HISTOGRAM: frozenset[Method] = frozenset({"percentile", "mse", "entropy", "meanstd"})
 _READ_BY = {"coverage": "percentile", "momentum": "ema", "power": "mse", "sigmas": "meanstd"}
 
 
@@ -207,7 +209,7 @@ class CalibrateSection(Section):
     @property
     def extremes_suffice(self) -> bool:
         """Whether the method looks at nothing but the extremes of each run."""
-        return self.method in {"minmax", "ema"}
+        return self.method not in NEEDS_HISTOGRAM
 
     @property
     def detail(self) -> Literal["extremes", "histograms"]:

@@ -1,7 +1,7 @@
 """Statistics of a tensor → the range it is quantized with. One pure function a method."""
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
@@ -14,6 +14,7 @@ from onnxq.calibrate.grid_error import Grid, GridError
 from onnxq.calibrate.statistics import Summary, TensorStatistics
 from onnxq.errors import UsageError
 from onnxq.qtypes import Range
+from onnxq.recipe import NEEDS_HISTOGRAM, Method
 
 __all__ = [
     "NEEDS_HISTOGRAM",
@@ -27,10 +28,6 @@ __all__ = [
     "mse",
     "percentile",
 ]
-
-Method = Literal["minmax", "ema", "percentile", "mse", "entropy", "meanstd"]
-
-NEEDS_HISTOGRAM: frozenset[Method] = frozenset({"percentile", "mse", "entropy", "meanstd"})
 
 _NARROWEST = 1 / 64  # share of an extreme below which mse does not look
 _RUNGS = 13  # shares that mse begins with, a factor of sqrt(2) apart

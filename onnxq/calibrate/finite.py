@@ -83,11 +83,12 @@ def probes_of(model: onnx.ModelProto, observed: Iterable[str]) -> Probes:
         known = source if source in seen else roots.get(source, "")
         if node.op_type in _MOVERS and known:
             roots |= dict.fromkeys(outputs, known)
-        of_finite = unsure.isdisjoint(node.input) and _finite_constants(node, constants)
-        if node.op_type in _CLOSED and _finite_constants(node, constants):
+        is_finite = _finite_constants(node, constants)
+        of_finite = is_finite and unsure.isdisjoint(node.input)
+        if node.op_type in _CLOSED and is_finite:
             unsure -= set(outputs) if of_finite else set()
             continue
-        limit = _limit(node, constants) if known else 0.0
+        limit = _limit(node, constants) if known and is_finite else 0.0
         if limit > 0:
             limits[known] = min(limit, limits.get(known, _LARGEST))
             unsure -= set(outputs)
@@ -109,12 +110,10 @@ def _finite_constants(node: onnx.NodeProto, constants: Mapping[str, TensorProto]
 def _limit(node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> float:
     """Largest magnitude of the data at which no sum of the node's products can overflow.
 
-    0 where the node is no such sum of data and finite constants. All weights are counted into one
-    sum: it bounds that of every output, and leaves room enough.
+    0 where the node is no such sum of data and constants, which are finite. All weights are counted
+    into one sum: it bounds that of every output, and leaves room enough.
     """
     if node.op_type not in _WEIGHTED or not all(name in constants for name in node.input[1:]):
-        return 0.0
-    if not _finite_constants(node, constants):
         return 0.0
     weight, *bias = (numpy_helper.to_array(constants[name]) for name in node.input[1:] if name)
     factors = {a.name: abs(a.f) for a in node.attribute if a.name in {"alpha", "beta"}}

@@ -96,9 +96,11 @@ def gather(
     memory = memory_mb(job, begun=begun)
     blocks = blocks_of(len(runs))
     builder = Builder(job.tensors, blocks)
-    done = checkpoint.begin(resume=resources.resume) if checkpoint else []
-    for interval in done:
-        builder.add(interval[0], checkpoint.load(interval))  # type: ignore[union-attr]
+    done: list[Interval] = []
+    if checkpoint is not None:
+        done = checkpoint.begin(resume=resources.resume)
+        for interval in done:
+            builder.add(interval[0], checkpoint.load(interval))
     left = pieces(blocks, done, len(runs))
     if left:
         with _executor(job, resources) as executor:

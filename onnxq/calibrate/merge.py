@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxq.artifacts import CalibrationResult, SampleChoice
+from onnxq.artifacts import DECLARED, CalibrationResult, SampleChoice
 from onnxq.calibrate.facets import joined_bins
-from onnxq.calibrate.ranges import DECLARED
 from onnxq.calibrate.stage import Evidence
 from onnxq.calibrate.statistics import Statistics, joined
 from onnxq.errors import LeakageError, UsageError

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 
-from onnxq.artifacts import Finding, TensorRange, ValueFacts
+from onnxq.artifacts import DECLARED, Finding, TensorRange, ValueFacts
 from onnxq.calibrate.estimators import EstimatorOptions, estimate
 from onnxq.calibrate.statistics import Channels, Statistics, TensorStatistics
 from onnxq.recipe import CalibrateSection
 from onnxq.target import Target
 
-__all__ = ["DECLARED", "findings", "options_of", "ranges_of", "unbalanced"]
+__all__ = ["findings", "options_of", "ranges_of", "unbalanced"]
 
 _FIXED_RANGES = {
     "Sigmoid": (0.0, 1.0),
@@ -18,7 +18,6 @@ _FIXED_RANGES = {
     "Softmax": (0.0, 1.0),
     "Tanh": (-1.0, 1.0),
 }
-DECLARED = "declared domain"
 _ENOUGH_OF_DOMAIN = 0.95
 _MOST_IMBALANCE = 32  # leaves the median channel 8 of 256 steps, 3 bits
 Pin = tuple[tuple[float, float], str]

@@ -12,7 +12,7 @@ from onnxq.affine import (
     powers_of_two_above,
     symmetric_weight_scales,
 )
-from onnxq.artifacts import Finding, FloatNode, TensorRange
+from onnxq.artifacts import DECLARED, Finding, FloatNode, TensorRange
 from onnxq.errors import QuantizationError, StaleRecordError
 from onnxq.graph import WEIGHTED, constant_of, output_channel_axis
 from onnxq.placement import (
@@ -28,7 +28,6 @@ from onnxq.target import Target
 
 __all__ = ["Plan", "WeightParameters", "make_plan"]
 
-_DECLARED = "declared domain"
 _KEEPS_EVERY_VALUE = frozenset(
     {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 )
@@ -175,7 +174,7 @@ def _pinned_roots(
     whole = roots_of([node for node in chosen if node.op_type in _KEEPS_EVERY_VALUE], target)
     pinned: dict[str, Range] = {}
     for name, seen in ranges.items():
-        if seen.pinned != _DECLARED:
+        if seen.pinned != DECLARED:
             continue
         root = roots.get(name, name)
         range_ = seen.range
@@ -201,7 +200,7 @@ def _unpinned_domains(
             do="nothing, if that range will do; else give this output an operator of its own",
         )
         for name, seen in ranges.items()
-        if seen.pinned == _DECLARED and name in roots and pinned[roots[name]] != seen.range
+        if seen.pinned == DECLARED and name in roots and pinned[roots[name]] != seen.range
     ]
 
 
