@@ -9,7 +9,8 @@ from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 from pydantic import BaseModel
 
-from onnxq import artifacts, plugins
+import onnxq
+from onnxq import plugins
 from onnxq.artifacts import (
     Bundle,
     CalibrationResult,
@@ -32,7 +33,7 @@ __all__ = ["STAGES", "Observer", "Outcome", "Stage", "run"]
 Stage = Literal["export", "calibrate", "quantize", "verify", "handoff"]
 _Record = TypeVar("_Record", bound=BaseModel)
 STAGES: tuple[Stage, ...] = get_args(Stage)
-_PACKAGE = Path(artifacts.__file__).parent
+_PACKAGE = Path(onnxq.__file__).parent
 
 RECORDS: Mapping[Stage, str] = {
     "export": "export.json",
@@ -342,4 +343,9 @@ def _digest(record: BaseModel) -> str:
 
 def _code_digest(stage: Stage) -> str:
     """Digest of onnxq's own code that the stage runs through: its folder and the floors below."""
-    return sha256_of_source(_PACKAGE / stage, _PACKAGE / "formats", *sorted(_PACKAGE.glob("*.py")))
+    return sha256_of_source(
+        _PACKAGE / stage,
+        _PACKAGE / "formats",
+        _PACKAGE / "artifacts",
+        *sorted(_PACKAGE.glob("*.py")),
+    )
