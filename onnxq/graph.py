@@ -17,6 +17,7 @@ __all__ = [
     "MADE_UP_STAMP",
     "WEIGHTED",
     "constant_of",
+    "constants_of",
     "cut_to",
     "input_channel_axis",
     "is_quantized_form",
@@ -218,6 +219,15 @@ def constant_of(value: ir.Value | None) -> Shaped[np.ndarray, "..."] | None:
     """The array of an initializer or Constant, None for anything computed at run time."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     return None if tensor is None else tensor.numpy()
+
+
+def constants_of(model: onnx.ModelProto) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """Arrays of all initializers, and of Constant nodes that hold a tensor, by name."""
+    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            found[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
+    return found
 
 
 def output_channel_axis(node: ir.Node) -> int:

@@ -22,8 +22,11 @@ __all__ = [
     "Gate",
     "HandoffSection",
     "Method",
+    "PartSection",
+    "PartValue",
     "QuantizeSection",
     "Recipe",
+    "SplitSection",
     "Stratify",
     "Tolerance",
     "ValueSection",
@@ -92,6 +95,56 @@ class ExportSection(Section):
             raise ValueError("every input of a `network` needs a `shape`")
         if self.network is not None and not (self.inputs and self.outputs):
             raise ValueError("a `network` needs its `inputs` and `outputs` named")
+        return self
+
+
+class PartValue(Section):
+    """What goes into or comes out of a part: a tensor of the canonical graph, what the part calls
+    it (the tensor's own name unless given), and its shape in one run, if that is to be another."""
+
+    tensor: str
+    name: str | None = None
+    shape: tuple[Annotated[int, Ge(1)], ...] | None = None
+
+    @property
+    def label(self) -> str:
+        """The part's own name for it."""
+        return self.name or self.tensor
+
+
+class PartSection(Section):
+    """A part of the graph. With ``each_row`` it runs once for every row of its inputs' first axis,
+    with a batch of 1."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+    inputs: tuple[PartValue, ...]
+    outputs: tuple[PartValue, ...]
+    each_row: bool = False
+
+    @model_validator(mode="after")
+    def _has_ends(self) -> "PartSection":
+        if not (self.inputs and self.outputs):
+            raise ValueError("a part needs `inputs` and `outputs`")
+        labels = [value.label for value in (*self.inputs, *self.outputs)]
+        if len(set(labels)) < len(labels):
+            raise ValueError("two inputs or outputs of the part have the same name")
+        return self
+
+
+class SplitSection(Section):
+    """The graph cut into parts that run one after the other, for ``targets`` (all, if none is
+    named). What lies between parts only moves values; the host does it."""
+
+    targets: tuple[str, ...] = ()
+    parts: tuple[PartSection, ...]
+
+    @model_validator(mode="after")
+    def _has_parts(self) -> "SplitSection":
+        names = [part.name for part in self.parts]
+        if not names:
+            raise ValueError("`parts` is empty")
+        if len(set(names)) < len(names):
+            raise ValueError("two parts have the same name")
         return self
 
 
@@ -278,11 +331,19 @@ class Recipe(Section):
     python_path: Path = Path()
     build: Path | None = None
     export: ExportSection
+    split: SplitSection | None = None
     data: DataSection
     calibrate: CalibrateSection = CalibrateSection()
     quantize: QuantizeSection = QuantizeSection()
     verify: VerifySection
     handoff: HandoffSection = HandoffSection()
+
+    @property
+    def parts(self) -> tuple[PartSection, ...]:
+        """The parts that the graph is cut into for the recipe's target; empty if it ships whole."""
+        if self.split is None or (self.split.targets and self.target not in self.split.targets):
+            return ()
+        return self.split.parts
 
 
 def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:

@@ -30,6 +30,7 @@ from onnxq.artifacts.calibration import (
 )
 from onnxq.artifacts.export import CheckpointFacts, ExportedModel, ParityCheck
 from onnxq.artifacts.quantization import FloatNode, QuantizedModel, TensorParameters
+from onnxq.artifacts.split import HostStep, Manifest, PartFacts, RunStep, Step
 from onnxq.artifacts.verification import (
     AuditRow,
     Comparison,
@@ -65,20 +66,25 @@ __all__ = [
     "FusionLine",
     "GateResult",
     "GroupRow",
+    "HostStep",
     "InputRow",
     "Interval",
     "LayerDistance",
+    "Manifest",
     "MetricRow",
     "OutsideRow",
     "ParityCheck",
+    "PartFacts",
     "Passport",
     "Provenance",
     "QuantizedModel",
     "Record",
     "RuleResult",
+    "RunStep",
     "SampleChoice",
     "SizeLine",
     "StabilityRow",
+    "Step",
     "Sufficiency",
     "TensorParameters",
     "TensorRange",

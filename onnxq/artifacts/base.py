@@ -59,9 +59,6 @@ class Finding(Record):
     do: str = ""
 
 
-# --- export -------------------------------------------------------------------------------------
-
-
 class WaivedKey(Record):
     """A checkpoint key that did not fit and was allowed not to, by name."""
 

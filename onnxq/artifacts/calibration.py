@@ -237,6 +237,3 @@ class CalibrationResult(Record):
     passport: Passport | None = None
     findings: tuple[Finding, ...] = ()
     provenance: Provenance
-
-
-# --- quantize -----------------------------------------------------------------------------------

@@ -46,6 +46,3 @@ class ExportedModel(Record):
     steps: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     provenance: Provenance
-
-
-# --- calibrate ----------------------------------------------------------------------------------

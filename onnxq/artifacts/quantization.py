@@ -50,6 +50,3 @@ class QuantizedModel(Record):
     made_up_data: bool = False
     calibration: CalibrationResult | None = None
     provenance: Provenance
-
-
-# --- verify -------------------------------------------------------------------------------------

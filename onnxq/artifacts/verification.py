@@ -201,6 +201,3 @@ class VerificationReport(Record):
     findings: tuple[Finding, ...] = ()
     waived: tuple[str, ...] = ()
     provenance: Provenance
-
-
-# --- hand off -----------------------------------------------------------------------------------

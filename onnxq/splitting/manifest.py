@@ -1,0 +1,87 @@
+"""The parts of a graph on disk, and their execution as if they were one model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from jaxtyping import Shaped
+
+from onnxq.artifacts import Manifest, PartFacts
+from onnxq.graph import save_model, shapes_of, values_of, with_batch_of_one
+from onnxq.recipe import PartSection
+from onnxq.runtime import Optimization, Session
+from onnxq.splitting.cut import cut_part
+from onnxq.splitting.route import steps_of
+from onnxq.splitting.routing import run_steps
+from onnxq.store import facts_of_file, save_record, sha256_of_file
+
+__all__ = ["MANIFEST", "PartsSession", "write_parts"]
+
+MANIFEST = "pipeline.json"
+Array = Shaped[np.ndarray, "..."]
+
+
+def write_parts(
+    whole: Path,
+    model: onnx.ModelProto,
+    fp32: onnx.ModelProto,
+    parts: Sequence[PartSection],
+    folder: Path,
+) -> Manifest:
+    """Write each part of ``model`` as ``<name>.onnx`` and the manifest to ``folder``.
+
+    ``model`` is ``fp32`` or its Q/DQ form and lies at ``whole``; ``fp32`` is the canonical graph,
+    which says what is moved between parts. Raises ExportError as ``cut_part`` and ``steps_of``.
+    """
+    steps, shapes = steps_of(fp32, parts), shapes_of(fp32)
+    facts = []
+    for part in parts:
+        path = folder / f"{part.name}.onnx"
+        save_model(cut_part(model, part, shapes), path)
+        inputs, outputs = values_of(onnx.load(path))
+        facts.append(
+            PartFacts(name=part.name, file=facts_of_file(path), inputs=inputs, outputs=outputs)
+        )
+    inputs, outputs = values_of(with_batch_of_one(fp32))
+    manifest = Manifest(
+        whole_sha256=sha256_of_file(whole),
+        inputs=inputs,
+        outputs=outputs,
+        parts=tuple(facts),
+        steps=steps,
+    )
+    save_record(manifest, folder / MANIFEST)
+    return manifest
+
+
+class PartsSession:
+    """The parts of a manifest, run in order: what ``Session`` is for a graph that is whole.
+
+    ``folder`` holds the parts. Raises RuntimeFailureError as ``Session`` does.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        folder: Path,
+        *,
+        optimization: Optimization = "full",
+        config: Mapping[str, str] | None = None,
+    ) -> None:
+        self.input_names = tuple(value.name for value in manifest.inputs)
+        self.output_names = tuple(value.name for value in manifest.outputs)
+        self._steps = [step.model_dump(mode="json") for step in manifest.steps]
+        self._parts = {
+            part.name: Session(folder / part.file.name, optimization=optimization, config=config)
+            for part in manifest.parts
+        }
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs for one sample."""
+        values = self.values(inputs)
+        return {name: values[name] for name in self.output_names}
+
+    def values(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Everything that goes into a part or comes out of one, for one sample."""
+        return run_steps(self._steps, inputs, lambda part, given: self._parts[part].run(given))
