@@ -1,14 +1,11 @@
 """The hand-off's shell: reads the model, writes the bundle, replays it, and only then keeps it."""
 
 import shutil
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import onnx
 from jaxtyping import Shaped
 
 from onnxq.artifacts import (
@@ -21,16 +18,16 @@ from onnxq.artifacts import (
     VerificationReport,
 )
 from onnxq.graph import MADE_UP_STAMP, load_model
-from onnxq.handoff.answers import made_up_samples, make_answers, replay
+from onnxq.handoff.answers import made_up_samples
 from onnxq.handoff.bundle import (
     checksums,
     compare_records,
     make_bundle,
-    refuse_inexact_answers,
     refuse_unverified,
 )
 from onnxq.handoff.check import check, refuse_broken_rules
 from onnxq.handoff.contract import Contract, contract
+from onnxq.handoff.part import Part, write_part
 from onnxq.handoff.readme import Contents, readme, unverified_notice
 from onnxq.recipe import HandoffSection
 from onnxq.samples import Samples
@@ -39,7 +36,7 @@ from onnxq.target import Target
 
 __all__ = ["BUNDLE_FILE", "hand_off"]
 
-BUNDLE_FILE, SUMS_FILE, ANSWERS_FILE = "bundle.json", "SHA256SUMS", "known_answers.npz"
+BUNDLE_FILE, SUMS_FILE = "bundle.json", "SHA256SUMS"
 _REPORT_KINDS = frozenset({".html", ".md", ".json", ".xml"})
 _STAGE_NOTE = "stage.json"
 Array = Shaped[np.ndarray, "..."]
@@ -103,21 +100,11 @@ def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the
 
 def _fill(folder: Path, judged: _Judged, samples: Samples, count: int) -> Bundle:
     target, name = judged.target, judged.model.name
-    shutil.copyfile(judged.model, folder / name)
-    for file in _external_files(judged.model):
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(judged.model.parent / file, folder / file)
+    part = Part(judged.model, judged.contract, target)
+    answers = write_part(folder, part, samples, count)
     _copy_report(judged.report_folder, folder / "report")
-    save_record(judged.contract, folder / "contract.json")
-    arrays = make_answers(folder / name, judged.contract, target, samples, count)
-    _save_arrays(folder / ANSWERS_FILE, arrays)
-    if any("{answers}" in command for command in target.commands):
-        _write_validation_arrays(folder, arrays, judged.contract)
     script = resources.files("onnxq.handoff") / "check_answers.py"
     (folder / "check_answers.py").write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
-    with np.load(folder / ANSWERS_FILE, allow_pickle=False) as written:
-        answers = replay(folder / name, dict(written), target)
-    refuse_inexact_answers(answers, name)
     if judged.verdict != "passed":
         notice = unverified_notice(judged.verdict).replace("**", "")
         (folder / "UNVERIFIED.txt").write_text(notice + "\n", encoding="utf-8")
@@ -142,23 +129,6 @@ def _fill(folder: Path, judged: _Judged, samples: Samples, count: int) -> Bundle
     return bundle
 
 
-def _write_validation_arrays(folder: Path, arrays: Mapping[str, Array], contract: Contract) -> None:
-    """Inputs and outputs alone, the vectors joined along the batch axis, in the graph's order."""
-    for kind, values in (("input", contract.inputs), ("output", contract.outputs)):
-        joined = {value.name: np.concatenate(arrays[f"{kind}.{value.name}"]) for value in values}
-        _save_arrays(folder / f"validate_{kind}s.npz", joined)
-
-
-def _save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """An ``.npz`` file; ``numpy.savez`` would take an array called ``file`` for its argument."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in arrays.items():
-            entry = zipfile.ZipInfo(f"{name}.npy")  # a fixed date: equal arrays make equal files
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(entry, "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
-
-
 def _copy_report(source: Path | None, folder: Path) -> None:
     if source is None:
         return
@@ -166,19 +136,6 @@ def _copy_report(source: Path | None, folder: Path) -> None:
     for file in sorted(source.iterdir()):
         if file.is_file() and file.suffix in _REPORT_KINDS and file.name != _STAGE_NOTE:
             shutil.copyfile(file, folder / file.name)
-
-
-def _external_files(model: Path) -> tuple[str, ...]:
-    """Paths, relative to the model's folder, of the files that hold its weights."""
-    graph = onnx.load(model, load_external_data=False).graph
-    names = {
-        entry.value
-        for tensor in graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return tuple(sorted(names))
 
 
 def _names(folder: Path) -> list[str]:

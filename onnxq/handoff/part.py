@@ -1,0 +1,85 @@
+"""One model of a bundle: the file, its contract, its known answers, and what is made from them."""
+
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from jaxtyping import Shaped
+
+from onnxq.artifacts import AnswerCheck
+from onnxq.handoff.answers import make_answers, replay
+from onnxq.handoff.bundle import refuse_inexact_answers
+from onnxq.handoff.contract import Contract
+from onnxq.samples import Samples
+from onnxq.store import save_record
+from onnxq.target import Target
+
+__all__ = ["ANSWERS_FILE", "CONTRACT_FILE", "Part", "write_part"]
+
+ANSWERS_FILE, CONTRACT_FILE = "known_answers.npz", "contract.json"
+Array = Shaped[np.ndarray, "..."]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model file on its way into a bundle; most bundles hold one."""
+
+    model: Path
+    contract: Contract
+    target: Target
+
+
+def write_part(folder: Path, part: Part, samples: Samples, count: int) -> AnswerCheck:
+    """Write everything about one model to ``folder``; what the replay of its answers gave.
+
+    ``samples`` are inputs of this very model; ``count`` of them become known answers. Raises
+    AuditError if the answers cannot be replayed bit for bit, DataError, RuntimeFailureError.
+    """
+    name, target = part.model.name, part.target
+    shutil.copyfile(part.model, folder / name)
+    for file in _external_files(part.model):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(part.model.parent / file, folder / file)
+    save_record(part.contract, folder / CONTRACT_FILE)
+    arrays = make_answers(folder / name, part.contract, target, samples, count)
+    _save_arrays(folder / ANSWERS_FILE, arrays)
+    if any("{answers}" in command for command in target.commands):
+        _write_validation_arrays(folder, arrays, part.contract)
+    with np.load(folder / ANSWERS_FILE, allow_pickle=False) as written:
+        answers = replay(folder / name, dict(written), target)
+    refuse_inexact_answers(answers, name)
+    return answers
+
+
+def _write_validation_arrays(folder: Path, arrays: Mapping[str, Array], contract: Contract) -> None:
+    """Inputs and outputs alone, the vectors joined along the batch axis, in the graph's order."""
+    for kind, values in (("input", contract.inputs), ("output", contract.outputs)):
+        joined = {value.name: np.concatenate(arrays[f"{kind}.{value.name}"]) for value in values}
+        _save_arrays(folder / f"validate_{kind}s.npz", joined)
+
+
+def _save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """An ``.npz`` file; ``numpy.savez`` would take an array called ``file`` for its argument."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")  # a fixed date: equal arrays make equal files
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+
+
+def _external_files(model: Path) -> tuple[str, ...]:
+    """Paths, relative to the model's folder, of the files that hold its weights."""
+    graph = onnx.load(model, load_external_data=False).graph
+    names = {
+        entry.value
+        for tensor in graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return tuple(sorted(names))
