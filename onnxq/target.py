@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from onnxq.errors import UsageError, nearest
 from onnxq.qtypes import IntType
 
-__all__ = ["Target", "TargetRule", "load_target", "target_names"]
+__all__ = ["MacRate", "Pool", "Target", "TargetRule", "load_target", "target_names"]
 
 
 class _Facts(BaseModel):
@@ -35,6 +35,36 @@ class TargetRule(_Facts):
     evidence: Literal["documented", "reported", "measured"]
 
 
+class Pool(_Facts):
+    """A memory of the target that its compiler places tensors in.
+
+    ``cost`` is the time that one access takes, relative to memory on the chip; ``bank`` and the
+    words from ``throughput`` on are those of ST's ``.mpool`` files (``freq_ratio`` is the NPU's
+    clock over the memory's).
+    """
+
+    name: str
+    use: Literal["activations", "weights", "application", "spill"]
+    bytes: int
+    cost: float = 1.0
+    address: int = 0
+    bank: str = ""
+    throughput: Literal["LOW", "MID", "HIGH"] = "MID"
+    latency: Literal["LOW", "MID", "HIGH"] = "MID"
+    byte_width: int = 1
+    freq_ratio: float = 1.0
+    source: str
+    evidence: Literal["documented", "reported", "measured"]
+
+
+class MacRate(_Facts):
+    """Multiply-accumulates that the target can do in a second at most, as somebody states it."""
+
+    per_second: float
+    source: str
+    evidence: Literal["documented", "reported", "measured"]
+
+
 class Target(_Facts):
     """One target's profile.
 
@@ -47,7 +77,8 @@ class Target(_Facts):
     the integers go unused. With ``power_of_two`` every scale, of activations and of weights, is a
     power of two, for hardware that shifts where others multiply. With either no operator is folded
     away, as its bounds are not those of the integers.
-    ``session_options`` are ONNX Runtime's configuration entries under which a file is verified and
+    ``in_place_ops`` hand their input's bytes on where parameters do not change; a tensor takes up
+    whole multiples of ``alignment`` bytes in one of ``pools``. ``session_options`` are ONNX Runtime's configuration entries under which a file is verified and
     handed off. In ``commands``, ``{model}`` and ``{answers}`` stand for file names of the bundle.
     """
 
@@ -67,6 +98,10 @@ class Target(_Facts):
     integer_ops: tuple[str, ...]
     data_ops: tuple[str, ...]
     folded_ops: tuple[str, ...] = ()
+    in_place_ops: tuple[str, ...] = ()
+    alignment: int = 1
+    pools: tuple[Pool, ...] = ()
+    mac_rate: MacRate | None = None
     session_options: dict[str, str] = {}
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
