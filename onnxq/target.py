@@ -1,68 +1,144 @@
-"""Target files: what a device or runtime accepts, each fact with its source."""
+"""Target files: what a device or runtime accepts, each fact with its source.
 
+A file may extend another one and then holds what differs. The vendor's tool has versions; what one
+of them does otherwise is laid over the profile in the same way: ``stm32n6@2.2``.
+"""
+
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from onnxq.errors import UsageError, nearest
 from onnxq.qtypes import IntType
 
-__all__ = ["MacRate", "Pool", "Target", "TargetRule", "load_target", "target_names"]
+__all__ = [
+    "Fact",
+    "InputsOutputs",
+    "MemoryPool",
+    "Operator",
+    "Processor",
+    "Target",
+    "TargetRule",
+    "Tier",
+    "ToolVersion",
+    "load_target",
+    "target_names",
+]
+
+Tier = Literal[
+    "hardware",
+    "software integer",
+    "software float",
+    "software",  # integer or float, as nobody says
+    "importer only",  # taken by the front end; where it runs is not documented
+    "refused",
+    "folded",
+]
+_SUFFIXES = (".yaml", ".yml")
+_KEYS = ("id", "op", "name", "version")  # by which entries of a list are told apart
+_UNSOURCED = ("changes", "sources")  # what a version changes is laid over before sources are read
 
 
 class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TargetRule(_Facts):
+class _Sourced(_Facts):
+    """``source`` says where it is known from, ``evidence`` how well: ``documented`` by the vendor,
+    ``reported`` by somebody who ran the tool or the board, ``measured`` for onnxq."""
+
+    source: str
+    evidence: Literal["documented", "reported", "measured"]
+
+
+class Fact(_Sourced):
+    """Something known of a target, in a sentence."""
+
+    says: str
+
+
+class TargetRule(_Sourced):
     """A rule that a file must keep.
 
     ``check`` names a function of ``handoff/rules_*.py``; ``limit`` and ``values`` are its numbers
-    and words. ``says`` is the rule in one sentence, ``do`` the way out, ``evidence`` how one knows.
+    and words. ``says`` is the rule in one sentence, ``do`` the way out, ``rewrite`` the step of
+    onnxq that mends it (``input_rewrite`` where the fault is a graph input), empty if there is
+    none. ``then`` is where a node runs that breaks it; empty if that moves no node. ``phase`` says
+    when it is applied: to ``any`` graph, FP32 or Q/DQ; to a ``quantized`` one; or to what was
+    ``compiled``, by the vendor's own report. In a file, ``limit`` may name a field of the profile.
     """
 
     id: str
     check: str
+    phase: Literal["any", "quantized", "compiled"] = "any"
     severity: Literal["error", "warning"] = "error"
     limit: int | None = None
     values: tuple[str, ...] = ()
     says: str
     do: str
-    source: str
-    evidence: Literal["documented", "reported", "measured"]
+    rewrite: str = ""
+    input_rewrite: str = ""
+    then: Tier | Literal[""] = ""
 
 
-class Pool(_Facts):
-    """A memory of the target that its compiler places tensors in.
+class Operator(_Sourced):
+    """Where an operator ``runs``, ``when`` what holds; ``limits`` are the numbers of it, and
+    ``rewrite`` the step of onnxq that replaces it by a better one."""
 
-    ``cost`` is the time that one access takes, relative to memory on the chip; ``bank`` and the
-    words from ``throughput`` on are those of ST's ``.mpool`` files (``freq_ratio`` is the NPU's
-    clock over the memory's).
-    """
+    op: str
+    runs: Tier
+    when: str = ""
+    limits: dict[str, int | tuple[int, ...]] = {}
+    rewrite: str = ""
+
+
+class MemoryPool(_Sourced):
+    """A memory of the device. ``relative_cost`` is the time of a network that lies there, as a
+    multiple (lowest, highest) of one that lies on chip."""
 
     name: str
-    use: Literal["activations", "weights", "application", "spill"]
-    bytes: int
-    cost: float = 1.0
-    address: int = 0
-    bank: str = ""
-    throughput: Literal["LOW", "MID", "HIGH"] = "MID"
-    latency: Literal["LOW", "MID", "HIGH"] = "MID"
-    byte_width: int = 1
-    freq_ratio: float = 1.0
-    source: str
-    evidence: Literal["documented", "reported", "measured"]
+    bank: str
+    address: int
+    size_bytes: int
+    use: Literal["application", "activations", "weights", "spill"]
+    byte_width: int
+    relative_cost: tuple[float, float]
 
 
-class MacRate(_Facts):
-    """Multiply-accumulates that the target can do in a second at most, as somebody states it."""
+class InputsOutputs(_Sourced):
+    """Inputs and outputs of the graph: types in the file and on the device, and layouts."""
 
-    per_second: float
-    source: str
-    evidence: Literal["documented", "reported", "measured"]
+    file_types: tuple[str, ...]
+    device_types: tuple[str, ...]
+    layouts: tuple[str, ...]
+    says: str
+
+
+class Processor(_Sourced):
+    """The processors a runtime is meant for; None where they differ among themselves.
+
+    ``saturates``: sums of two uint8 × int8 products are kept in 16 bits. ``emulated_as`` is the
+    processor by which ``qemu-user`` stands in for them.
+    """
+
+    family: Literal["arm64", "x86-64"]
+    cores: str
+    dot_product: bool | None = None
+    saturates: bool | None = None
+    emulated_as: str = ""
+
+
+class ToolVersion(_Sourced):
+    """A version of the vendor's tool; ``changes`` is laid over the profile for it."""
+
+    version: str
+    says: str
+    changes: dict[str, Any] = {}
 
 
 class Target(_Facts):
@@ -77,35 +153,51 @@ class Target(_Facts):
     the integers go unused. With ``power_of_two`` every scale, of activations and of weights, is a
     power of two, for hardware that shifts where others multiply. With either no operator is folded
     away, as its bounds are not those of the integers.
-    ``in_place_ops`` hand their input's bytes on where parameters do not change; a tensor takes up
-    whole multiples of ``alignment`` bytes in one of ``pools``. ``session_options`` are ONNX Runtime's configuration entries under which a file is verified and
+    ``operators`` is the table of where each runs. ``input_rank``, ``value_rank`` and
+    ``largest_dimension`` are limits, None where there is none. ``facts`` holds the source of every
+    plain field, by its name; ``sources`` the works that are cited, by the key that a file cites.
+    ``session_options`` are ONNX Runtime's configuration entries under which a file is verified and
     handed off. In ``commands``, ``{model}`` and ``{answers}`` stand for file names of the bundle.
     """
 
     name: str
     title: str
     source: str
+    extends: str = ""
     tool_version: str = ""
+    sources: dict[str, str] = {}
     activation_type: IntType
     weight_type: IntType
     per_channel: bool
     activation_symmetric: bool = False
     power_of_two: bool = False
     batch: Literal["one", "free"]
+    dynamic_shapes: Literal["refused", "accepted"] = "accepted"
+    input_rank: int | None = None
+    value_rank: int | None = None
+    largest_dimension: int | None = None
     opset: tuple[int, int]
     ir_version: int
     judged_as: Literal["runtime", "graph"]
     integer_ops: tuple[str, ...]
     data_ops: tuple[str, ...]
     folded_ops: tuple[str, ...] = ()
-    in_place_ops: tuple[str, ...] = ()
-    alignment: int = 1
-    pools: tuple[Pool, ...] = ()
-    mac_rate: MacRate | None = None
+    operators: tuple[Operator, ...] = ()
+    alignment_bytes: int = 1
+    on_chip_bytes: int | None = None
+    memory: tuple[MemoryPool, ...] = ()
+    io: InputsOutputs | None = None
+    processor: Processor | None = None
+    versions: tuple[ToolVersion, ...] = ()
+    facts: dict[str, Fact] = {}
     session_options: dict[str, str] = {}
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     rules: tuple[TargetRule, ...] = ()
+
+    def operator(self, op_type: str) -> Operator | None:
+        """The entry of the table for an operator of the default domain; None if it has none."""
+        return next((entry for entry in self.operators if entry.op == op_type), None)
 
 
 def target_names() -> tuple[str, ...]:
@@ -114,15 +206,132 @@ def target_names() -> tuple[str, ...]:
     return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")))
 
 
-@cache
 def load_target(name: str) -> Target:
-    """The profile called ``name``. Raises UsageError with the nearest name if there is none."""
-    if name not in target_names():
-        raise UsageError(
-            f"unknown target `{name}`; {nearest(name, target_names())}", where="target"
-        )
-    text = (resources.files("onnxq") / "targets" / f"{name}.yaml").read_text(encoding="utf-8")
+    """The profile called ``name``: one of ``target_names()``, or the path of a ``.yaml`` file.
+
+    ``NAME@VERSION`` asks for another version of the vendor's tool. Raises UsageError with the
+    nearest name if there is none, and for a file that is no target file.
+    """
+    return _from_file(name) if name.endswith(_SUFFIXES) else _shipped(name)
+
+
+@cache
+def _shipped(name: str) -> Target:
+    return _from_file(name)
+
+
+def _from_file(name: str) -> Target:
     try:
-        return Target.model_validate(yaml.safe_load(text) | {"name": name})
-    except ValidationError as fault:
-        raise UsageError(f"the target file is faulty: {fault}", where=f"{name}.yaml") from fault
+        data = _profile(name, ())
+        _resolve_limits(data)
+        _resolve_sources(data)
+        return Target.model_validate(data | {"name": name})
+    except (AttributeError, KeyError, TypeError, ValueError) as fault:  # a list for a mapping, …
+        raise UsageError(f"the target file is faulty: {fault}", where=name) from fault
+
+
+def _profile(name: str, above: tuple[str, ...]) -> dict[str, Any]:
+    """What the file holds, laid over what it extends, with the changes of the version asked for."""
+    file, _, version = (name, "", "") if name.endswith(_SUFFIXES) else name.partition("@")
+    data = _read(file)
+    if data.get("extends"):
+        base, above = _beside(str(data["extends"]), file), (*above, file)
+        if base in above:
+            raise UsageError(f"`{base}` extends itself", where=file, do="break the circle")
+        data = _laid_over(_profile(base, above), data)
+    return _at_version(data, version, name) if version else data
+
+
+def _read(name: str) -> dict[str, Any]:
+    if name.endswith(_SUFFIXES):
+        file: Any = Path(name)
+    elif name in target_names():
+        file = resources.files("onnxq") / "targets" / f"{name}.yaml"
+    else:
+        what = f"unknown target `{name}`; {nearest(name, target_names())}"
+        raise UsageError(what, where="target", do="or give the path of a target file (.yaml)")
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+        raise UsageError(f"cannot be read: {fault}", where=name) from fault
+    if not isinstance(data, dict):
+        raise UsageError("is no target file: it holds no keys", where=name)
+    return data
+
+
+def _beside(base: str, file: str) -> str:
+    """A path is meant from the folder of the file that names it."""
+    return str((Path(file).parent / base).resolve()) if base.endswith(_SUFFIXES) else base
+
+
+def _at_version(data: dict[str, Any], version: str, name: str) -> dict[str, Any]:
+    known = {str(entry["version"]): entry.get("changes", {}) for entry in data.get("versions", ())}
+    if version not in known:
+        do = nearest(version, known) if known else "leave the version out"
+        raise UsageError(f"knows no version {version}; {do}", where=name)
+    return _laid_over(data, known[version])
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Key by key; lists of entries with an id, an op, a name or a version entry by entry."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = below.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            merged[key] = _laid_over(old, value)
+        elif isinstance(old, list) and isinstance(value, list) and _key_of(value):
+            merged[key] = _joined(old, value, _key_of(value))
+        else:
+            merged[key] = value
+    return merged
+
+
+def _key_of(entries: list[Any]) -> str:
+    shared = [
+        key
+        for key in _KEYS
+        if entries and all(isinstance(entry, dict) and key in entry for entry in entries)
+    ]
+    return shared[0] if shared else ""
+
+
+def _joined(below: list[Any], above: list[Any], key: str) -> list[Any]:
+    merged = {entry[key]: entry for entry in below}
+    for entry in above:
+        merged[entry[key]] = _laid_over(merged.get(entry[key], {}), entry)
+    return list(merged.values())
+
+
+def _resolve_limits(data: dict[str, Any]) -> None:
+    """Put the number of the field in the place of its name."""
+    data["rules"] = [dict(rule) for rule in data.get("rules", ())]
+    for rule in data["rules"]:
+        field = rule.get("limit")
+        if isinstance(field, str):
+            if not isinstance(data.get(field), int):
+                raise ValueError(f"rule {rule.get('id')}: the profile has no number `{field}`")
+            rule["limit"] = data[field]
+
+
+def _resolve_sources(data: dict[str, Any]) -> None:
+    """Put the works in the place of the keys that cite them."""
+    works = data.get("sources", {})
+    for entry in list(_sourced(data)):
+        cited = entry["source"]
+        keys = cited if isinstance(cited, list) else [cited]
+        for key in keys:
+            if key not in works:
+                raise ValueError(f"cites `{key}`, no key of its sources; {nearest(key, works)}")
+        entry["source"] = "; ".join(works[key] for key in keys)
+
+
+def _sourced(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every entry below the profile itself that cites a source."""
+    for key, value in data.items():
+        if key in _UNSOURCED:
+            continue
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, dict):
+                if "source" in entry:
+                    yield entry
+                yield from _sourced(entry)
