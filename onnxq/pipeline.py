@@ -104,6 +104,11 @@ class _Work:
         samples = self._samples(self.recipe.data.evaluation)
         return samples.thinned(self.recipe.verify.samples or len(samples))
 
+    @property
+    def parts_facts(self) -> list[dict[str, object]]:
+        """What a stage that cuts the graph depends on."""
+        return [part.model_dump(mode="json") for part in self.recipe.parts]
+
     def path(self, stage: Stage, name: str) -> Path:
         return self.build.stage(stage) / name
 
@@ -176,6 +181,7 @@ def _export(work: _Work, outcome: Outcome) -> Outcome:
     file = section.checkpoint or section.model
     facts = {
         "section": section.model_dump(mode="json", exclude={"checkpoint", "model"}),
+        "parts": work.parts_facts,
         "file": sha256_of_file(file) if file and file.is_file() else None,
         "sources": sha256_of_source(*sources),
         "data": work.calibration_samples.digest,
@@ -190,6 +196,7 @@ def _export(work: _Work, outcome: Outcome) -> Outcome:
             target=work.target,
             search=work.search,
             samples=work.calibration_samples,
+            parts=work.recipe.parts,
             progress=work.progress,
         )
 
@@ -241,13 +248,17 @@ def _quantize(work: _Work, outcome: Outcome) -> Outcome:
     section = work.recipe.quantize
     facts = {
         "section": section.model_dump(mode="json"),
+        "parts": work.parts_facts,
         "calibration": _digest(calibration),
     }
 
     def write(folder: Path) -> object:
         from onnxq.quantize.stage import quantize
 
-        return quantize(work.path("export", FP32), calibration, work.target, section, folder / INT8)
+        return quantize(
+            work.path("export", FP32), calibration, work.target, section, folder / INT8,
+            work.recipe.parts,
+        )  # fmt: skip
 
     work.run_stage("quantize", facts, write)
     quantized = load_record(QuantizedModel, work.record("quantize"))
@@ -347,5 +358,6 @@ def _code_digest(stage: Stage) -> str:
         _PACKAGE / stage,
         _PACKAGE / "formats",
         _PACKAGE / "artifacts",
+        _PACKAGE / "splitting",
         *sorted(_PACKAGE.glob("*.py")),
     )

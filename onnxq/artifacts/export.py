@@ -1,6 +1,7 @@
 """Records of the export."""
 
 from onnxq.artifacts.base import FileFacts, Finding, Provenance, Record, ValueFacts, WaivedKey
+from onnxq.artifacts.split import Manifest
 
 __all__ = [
     "CheckpointFacts",
@@ -45,4 +46,5 @@ class ExportedModel(Record):
     parity: tuple[ParityCheck, ...] = ()
     steps: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    parts: Manifest | None = None
     provenance: Provenance

@@ -2,9 +2,11 @@
 
 from onnxq.artifacts.base import FileFacts, Finding, Provenance, Record
 from onnxq.artifacts.calibration import CalibrationResult
+from onnxq.artifacts.split import Manifest
 from onnxq.qtypes import AffineParameters, IntType
 
 __all__ = [
+    "Conversion",
     "FloatNode",
     "QuantizedModel",
     "TensorParameters",
@@ -49,4 +51,23 @@ class QuantizedModel(Record):
     findings: tuple[Finding, ...] = ()
     made_up_data: bool = False
     calibration: CalibrationResult | None = None
+    parts: Manifest | None = None
+    provenance: Provenance
+
+
+class Conversion(Record):
+    """Two files that hold the same numbers, with int8 activations in one and uint8 in the other.
+
+    On ``samples`` (random numbers if ``made_up_data``) all outputs were equal to the last bit
+    without optimization, and ``integers_compared`` values of ``activations`` tensors 128 apart.
+    """
+
+    source: FileFacts
+    converted: FileFacts
+    was: IntType
+    became: IntType
+    activations: int
+    samples: int
+    made_up_data: bool
+    integers_compared: int
     provenance: Provenance

@@ -18,6 +18,10 @@ __all__ = [
     "Interval",
     "LayerDistance",
     "MetricRow",
+    "PartsCheck",
+    "ProcessorCheck",
+    "ProcessorRow",
+    "SaturationRow",
     "SizeLine",
     "VerificationReport",
 ]
@@ -175,6 +179,74 @@ class SizeLine(Record):
     int8_bytes: int | None
 
 
+class PartsCheck(Record):
+    """The parts that ship against the whole graph they were cut from, on the same samples.
+
+    ``max_absolute`` is the largest difference of an output under the semantics of the target,
+    ``max_as_written`` without graph optimization, where both must compute the same integers.
+    """
+
+    parts: tuple[FileFacts, ...]
+    samples: int
+    max_absolute: float
+    max_as_written: float
+
+
+class SaturationRow(Record):
+    """Whether one operator's sums of pairs leave int16 on x86 processors without VNNI.
+
+    ``channels`` of its ``of_channels`` output channels hold a pair of weights that can, for some
+    activations between ``low`` and ``high`` (as uint8); ``worst_sum`` is the pair sum of largest
+    magnitude. What follows is None where no data were looked at: ``positions`` output positions
+    were, ``saturated`` of their ``pair_sums`` left int16, and with them ``changed`` of the
+    positions' output integers (a fraction), by up to ``largest_change`` steps of the output (of the
+    product itself where the output is float). ``ruled_out``: the extremes of the data allow it
+    nowhere, at whatever position.
+    """
+
+    node: str
+    op_type: str
+    low: int
+    high: int
+    channels: int
+    of_channels: int
+    worst_sum: int
+    positions: int | None = None
+    pair_sums: int | None = None
+    saturated: int | None = None
+    changed: float | None = None
+    largest_change: int | None = None
+    ruled_out: bool = False
+    verdict: Literal["cannot", "can", "not on the data", "does"]
+
+
+class ProcessorRow(Record):
+    """What a bundle's own script gave on one processor, and how far its outputs are from the known
+    answers: in steps of the output's scale, None where it has none."""
+
+    cpu: str
+    exit_code: int
+    equal: bool
+    outputs: int
+    different: int
+    largest_steps: float | None
+    largest_absolute: float
+    passed: bool
+    said: str
+
+
+class ProcessorCheck(Record):
+    """A bundle's script under emulation of other processors, ``steps`` being what is allowed."""
+
+    bundle: str
+    script: str
+    model_sha256: str
+    emulator: str
+    packages: dict[str, str]
+    steps: float
+    rows: tuple[ProcessorRow, ...]
+
+
 class VerificationReport(Record):
     """Everything that was measured on the file that ships."""
 
@@ -193,6 +265,7 @@ class VerificationReport(Record):
     ranges: dict[str, TensorRange] = {}
     float_nodes: tuple[FloatNode, ...] = ()
     sizes: tuple[SizeLine, ...] = ()
+    parts: PartsCheck | None = None
     macs: int = 0
     fused_against_unfused_sqnr_db: float | None = None
     calibration: SampleChoice | None = None

@@ -16,7 +16,7 @@ from onnxq.cli.console import Screen
 from onnxq.cli.run import default_folder, run_recipe
 from onnxq.errors import UsageError, nearest
 from onnxq.pipeline import Stage
-from onnxq.recipe import Waiver, load_recipe
+from onnxq.recipe import Recipe, Waiver, load_recipe
 from onnxq.target import Target
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "domain_option",
     "flag",
     "is_recipe",
+    "loaded_recipe",
     "parsed_domains",
     "parsed_waivers",
     "path_type",
@@ -87,10 +88,15 @@ def run_stage(
     resources: Resources | None = None,
 ) -> int:
     """Run a recipe up to ``stage``; the exit code."""
+    loaded, folder = loaded_recipe(recipe, target, build_dir)
+    return run_recipe(loaded, folder, screen, last=stage, resources=resources)
+
+
+def loaded_recipe(recipe: Path, target: str | None, build_dir: Path | None) -> tuple[Recipe, Path]:
+    """A recipe, for another target if one is given, and where its results go."""
     settings = (f"target={target}",) if target else ()
     loaded = load_recipe(recipe, settings)
-    folder = build_dir or default_folder(loaded, target, quick=False)
-    return run_recipe(loaded, folder, screen, last=stage, resources=resources)
+    return loaded, build_dir or default_folder(loaded, target, quick=False)
 
 
 def chosen_target(target: str | None) -> Target:

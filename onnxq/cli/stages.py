@@ -14,6 +14,7 @@ from onnxq.cli.flags import (
     domain_option,
     flag,
     is_recipe,
+    loaded_recipe,
     parsed_domains,
     parsed_waivers,
     path_type,
@@ -23,6 +24,7 @@ from onnxq.cli.flags import (
     say_findings,
     target_option,
 )
+from onnxq.cli.run import run_recipe
 from onnxq.errors import UsageError
 from onnxq.recipe import Gate, QuantizeSection, VerifySection, Waiver
 
@@ -37,28 +39,49 @@ __all__ = ["export", "handoff", "quantize", "verify"]
 @click.option(
     "-o", "output", type=path_type, help="Folder for the canonical graph of a plain model."
 )
+@click.option(
+    "--propose-split",
+    "split",
+    is_flag=True,
+    help="Also print where the graph could be cut into parts, as lines for a recipe.",
+)
 @command_options
-def export(
+def export(  # noqa: PLR0913 - one parameter a flag
+    *,
     model: Path,
     target: str | None,
     build_dir: Path | None,
     domains: tuple[str, ...],
     output: Path | None,
+    split: bool,
     screen: Screen,
 ) -> int:
     """Export a recipe's network, or bring a plain MODEL.onnx to canonical form."""
     if is_recipe(model):
-        return run_stage(model, "export", target, build_dir, screen)
+        recipe, folder = loaded_recipe(model, target, build_dir)
+        code = run_recipe(recipe, folder, screen, last="export")
+        if split:
+            from onnxq.cli.split import say_proposals
+
+            say_proposals(folder / "export" / "fp32.onnx", screen)
+        return code
     from onnxq.export.stage import RECORD as EXPORT
     from onnxq.plain.export import export_file
     from onnxq.store import atomic_folder
 
-    with atomic_folder(required(output, "-o DIR"), EXPORT) as folder:
+    output = Path(required(output, "-o DIR"))
+    with atomic_folder(output, EXPORT) as folder:
         record = export_file(model, chosen_target(target), parsed_domains(domains), folder)
     for step in record.steps:
         screen.say(f"  {step}")
     screen.say(str(output), mark=DONE)
-    screen.result({"exit_code": 0, "record": record.model_dump(mode="json")})
+    proposals = []
+    if split:
+        from onnxq.cli.split import say_proposals
+
+        proposals = say_proposals(output / "fp32.onnx", screen)
+    result = {"exit_code": 0, "record": record.model_dump(mode="json")}
+    screen.result(result | ({"proposals": proposals} if split else {}))
     return 0
 
 

@@ -15,6 +15,7 @@ from onnxq.artifacts import (
     CheckpointFacts,
     ExportedModel,
     Finding,
+    Manifest,
     ParityCheck,
     ValueFacts,
 )
@@ -27,9 +28,10 @@ from onnxq.export.parity import compare_outputs, input_sets, require
 from onnxq.graph import load_model, parameter_count, refuse_quantized, save_model, values_of
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
-from onnxq.recipe import ExportSection, ValueSection
+from onnxq.recipe import ExportSection, PartSection, Tolerance, ValueSection
 from onnxq.runtime import Session
 from onnxq.samples import Samples
+from onnxq.splitting.manifest import PARTS, PartsSession, write_parts
 from onnxq.store import facts_of_file, save_record
 from onnxq.target import Target
 
@@ -55,13 +57,14 @@ class _Source:
     findings: tuple[Finding, ...] = ()
 
 
-def export(
+def export(  # noqa: PLR0913  (one keyword for each thing that an export looks at)
     section: ExportSection,
     folder: Path,
     *,
     target: Target,
     search: Path | None = None,
     samples: Samples | None = None,
+    parts: Sequence[PartSection] = (),
     progress: Progress = silent,
 ) -> ExportedModel:
     """The canonical graph of a network or of an ``.onnx`` file, written to ``folder``.
@@ -69,9 +72,10 @@ def export(
     ``folder`` gets the graph, the graph as it was before any rewrite, and the record.
 
     ``samples`` are real inputs to compare on, beside random and extreme ones. Every hop (torch →
-    ONNX → each step of the cleaning) is compared on all of them; ParityError if one computes
-    something else. Raises PluginError, CheckpointError, ExportError, ModelError, DataError, and
-    MissingExtraError if a network is given and torch is not installed.
+    ONNX → each step of the cleaning → its ``parts``, if it is to be cut into some) is compared on
+    all of them; ParityError if one computes something else. Raises PluginError, CheckpointError,
+    ExportError, ModelError, DataError, and MissingExtraError if a network is given and torch is not
+    installed.
     """
     if section.model is not None:
         source = _from_file(section, section.model, target, samples)
@@ -84,6 +88,12 @@ def export(
     exported = _record(section, source, folder / MODEL).model_copy(
         update={"parity": (*source.parity, *checks), "steps": (*source.steps, *steps)}
     )
+    if parts:
+        manifest = write_parts(folder / MODEL, model, model, parts, folder / PARTS)
+        checks = (*checks, *_parts_parity(model, manifest, folder, source.sets, section.tolerance))
+        exported = exported.model_copy(
+            update={"parts": manifest, "parity": (*source.parity, *checks)}
+        )
     rows = [row for rows in source.sets.values() for row in rows]
     findings = (*source.findings, *_about_inputs(section, source.sets), *lint(model, rows))
     exported = exported.model_copy(update={"findings": findings})
@@ -256,6 +266,23 @@ def _cleaned(
         for label in source.sets
     )
     return checks, tuple(lines), step.model
+
+
+def _parts_parity(
+    model: onnx.ModelProto,
+    manifest: Manifest,
+    folder: Path,
+    sets: Mapping[str, Rows],
+    tolerance: Tolerance,
+) -> Iterator[ParityCheck]:
+    """The parts, run as the manifest says, against the whole graph; the first row of a batch."""
+    session = PartsSession(manifest, folder / PARTS, optimization="none")
+    for label, rows in sets.items():
+        single = [{name: array[:1] for name, array in row.items()} for row in rows]
+        wanted = _run_all(model, {label: single})[label]
+        got = [session.run(row) for row in single]
+        hop = "whole graph → parts"
+        yield require(compare_outputs(hop, label, wanted, got, tolerance), tolerance)
 
 
 def _shown(steps: Iterator[CleanStep], progress: Progress) -> Iterator[CleanStep]:

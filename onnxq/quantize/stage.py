@@ -1,5 +1,6 @@
 """The quantize stage: an FP32 graph and its ranges become a Q/DQ file; the shell to disk."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -21,7 +22,8 @@ from onnxq.provenance import provenance
 from onnxq.quantize.plan import make_plan
 from onnxq.quantize.qdq import insert_qdq
 from onnxq.quantize.unshare import unshare_constants
-from onnxq.recipe import QuantizeSection
+from onnxq.recipe import PartSection, QuantizeSection
+from onnxq.splitting.manifest import PARTS, write_parts
 from onnxq.store import digest_of, facts_of_file, save_record, sha256_of_file
 from onnxq.target import Target
 
@@ -34,8 +36,12 @@ def quantize(
     target: Target,
     section: QuantizeSection,
     output: Path,
+    parts: Sequence[PartSection] = (),
 ) -> QuantizedModel:
     """Write the Q/DQ form of ``model_path`` to ``output``, and its record as ``.json`` beside it.
+
+    ``parts`` are written beside it too: cut from the Q/DQ graph, so that neighbours share scale and
+    zero point and compute the integers of the whole.
 
     Raises StaleRecordError if the ranges were made from another graph, ModelError if the graph is
     quantized already or not in canonical form, QuantizationError as the plan demands.
@@ -57,6 +63,9 @@ def quantize(
     if calibration.choice.made_up:
         rewritten.metadata_props.add(key=MADE_UP_STAMP, value="calibrated on random numbers")
     save_model(rewritten, output)
+    manifest = None
+    if parts:
+        manifest = write_parts(output, rewritten, original, parts, output.parent / PARTS)
     record = QuantizedModel(
         model=facts_of_file(output),
         fp32_sha256=fp32_sha256,
@@ -76,6 +85,7 @@ def quantize(
         findings=(*calibration.findings, *plan.findings),
         made_up_data=calibration.choice.made_up,
         calibration=calibration,
+        parts=manifest,
         provenance=provenance(section.model_dump(mode="json")),
     )
     save_record(record, output.with_suffix(".json"))

@@ -47,6 +47,11 @@ class _Cutter:
         self._model, self._graph = model, model.graph
         self._part, self._shapes = part, shapes
         self._number = 0
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+        self._kinds = {
+            value.name: value.type.tensor_type.elem_type
+            for value in (*inferred.input, *inferred.value_info, *inferred.output)
+        }
 
     def cut(self) -> None:
         """Outputs first: what only they need is what stays."""
@@ -71,7 +76,7 @@ class _Cutter:
         if value.shape is not None and len(shape) != len(inner):
             self._restore(fresh, (inner[0] // rows_of(self._part, self._shapes), *inner[1:]))
         self._rename(fresh, name, value.tensor)
-        return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        return helper.make_tensor_value_info(name, self._kinds[value.tensor], shape)
 
     def _restore(self, name: str, shape: Sequence[int]) -> None:
         """Give the tensor's own shape to those readers, past Q and DQ, that are no views."""
@@ -93,12 +98,12 @@ class _Cutter:
         if value.shape is not None and tuple(shape) != (1, *inner[1:]):
             shown = self._after(shown, shape)
         if shown == value.label:
-            return helper.make_tensor_value_info(shown, onnx.TensorProto.FLOAT, shape)
+            return helper.make_tensor_value_info(shown, self._kinds[value.tensor], shape)
         if value.label in self._names():
             self._rename(value.label, f"{value.label}.raw", value.tensor)
             shown = f"{value.label}.raw" if shown == value.label else shown
         self._rename(shown, value.label, value.tensor)
-        return helper.make_tensor_value_info(value.label, onnx.TensorProto.FLOAT, shape)
+        return helper.make_tensor_value_info(value.label, self._kinds[value.tensor], shape)
 
     def _dequantized(self, tensor: str) -> str:
         for quantize in self._readers(tensor, _Q):

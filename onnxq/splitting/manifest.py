@@ -16,9 +16,9 @@ from onnxq.splitting.route import steps_of
 from onnxq.splitting.routing import run_steps
 from onnxq.store import facts_of_file, save_record, sha256_of_file
 
-__all__ = ["MANIFEST", "PartsSession", "write_parts"]
+__all__ = ["MANIFEST", "PARTS", "PartsSession", "write_parts"]
 
-MANIFEST = "pipeline.json"
+PARTS, MANIFEST = "parts", "pipeline.json"  # the folder beside a graph, and what is in it
 Array = Shaped[np.ndarray, "..."]
 
 
@@ -34,6 +34,7 @@ def write_parts(
     ``model`` is ``fp32`` or its Q/DQ form and lies at ``whole``; ``fp32`` is the canonical graph,
     which says what is moved between parts. Raises ExportError as ``cut_part`` and ``steps_of``.
     """
+    folder.mkdir(exist_ok=True)
     steps, shapes = steps_of(fp32, parts), shapes_of(fp32)
     facts = []
     for part in parts:

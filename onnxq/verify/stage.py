@@ -14,6 +14,7 @@ from onnxq.artifacts import (
     CalibrationResult,
     ExportedModel,
     Finding,
+    Manifest,
     QuantizedModel,
     SizeLine,
     ValueFacts,
@@ -34,6 +35,7 @@ from onnxq.recipe import VerifySection
 from onnxq.runtime import Optimization, Session, in_parallel
 from onnxq.sample_checks import check_samples
 from onnxq.samples import Samples
+from onnxq.splitting.manifest import PartsSession
 from onnxq.store import facts_of_file, sha256_of_file
 from onnxq.target import Target
 from onnxq.verify.audit import audit, coverage, fusion, refuse_other_forms, require_sound
@@ -42,6 +44,12 @@ from onnxq.verify.distances import Distance
 from onnxq.verify.gate import judge_all, overall
 from onnxq.verify.layers import layer_distances
 from onnxq.verify.metrics import Task
+from onnxq.verify.parts import (
+    check_parts,
+    refuse_other_parts,
+    require_sound_parts,
+    shipped_session,
+)
 from onnxq.verify.report.write import write_reports
 from onnxq.verify.tasks import check_labels
 
@@ -59,7 +67,7 @@ class Evidence:
     """The files that are compared, and what is known of how they were made.
 
     ``fp32`` is the graph as it was exported, ``rewritten`` its canonical form, ``int8`` the file
-    that ships.
+    that ships, or that the parts which ship were cut from.
     """
 
     name: str
@@ -70,6 +78,11 @@ class Evidence:
     exported: ExportedModel | None = None
     calibration: CalibrationResult | None = None
     quantized: QuantizedModel | None = None
+
+    @property
+    def parts(self) -> Manifest | None:
+        """The parts that ship in place of ``int8``, if it is cut into some."""
+        return self.quantized.parts if self.quantized else None
 
 
 def verify(
@@ -94,6 +107,8 @@ def verify(
     selected = evidence.quantized.quantized_nodes if evidence.quantized else None
     rows = audit(model, selected, _source(evidence))
     require_sound(rows, evidence.int8.name)
+    if evidence.parts is not None:
+        require_sound_parts(evidence.int8, evidence.parts, selected)
     check_samples(samples, _inputs(evidence))
     check_labels(task, samples)
     predicted = _predict(evidence, task, samples, progress)
@@ -103,6 +118,9 @@ def verify(
         samples.thinned(LAYER_SAMPLES),
         progress,
     )
+    parts = None
+    if evidence.parts is not None:
+        parts = check_parts(evidence.int8, evidence.parts, evidence.target, samples, progress)
     comparison = compare_models(task, predicted.by_variant, samples, evidence.target)
     gates = judge_all(section, task, predicted.by_variant, samples)
     verdict, reasons = overall(
@@ -124,6 +142,7 @@ def verify(
         ranges=evidence.calibration.ranges if evidence.calibration else {},
         float_nodes=evidence.quantized.float_nodes if evidence.quantized else (),
         sizes=_sizes(evidence),
+        parts=parts,
         macs=sum(macs_of(node) for node in model.graph),
         fused_against_unfused_sqnr_db=predicted.fused_against_unfused.sqnr_db,
         calibration=evidence.calibration.choice if evidence.calibration else None,
@@ -150,13 +169,12 @@ class _Predicted:
 
 def _predict(evidence: Evidence, task: Task, samples: Samples, progress: Progress) -> _Predicted:
     """Run FP32 as exported, FP32 rewritten, and INT8 under both semantics, sample by sample."""
-    config = evidence.target.session_options
     judged, other = _SEMANTICS[evidence.target.judged_as]
-    sessions = {
+    sessions: dict[str, Session | PartsSession] = {
         "fp32": Session(evidence.fp32, optimization="none"),
         "rewritten": Session(evidence.rewritten, optimization="none"),
-        "int8": Session(evidence.int8, optimization=judged, config=config),
-        "int8_other": Session(evidence.int8, optimization=other, config=config),
+        "int8": shipped_session(evidence.int8, evidence.parts, evidence.target, judged),
+        "int8_other": shipped_session(evidence.int8, evidence.parts, evidence.target, other),
     }
 
     def run_all(index: int) -> dict[str, dict[str, np.ndarray]]:
@@ -204,6 +222,8 @@ def _refuse_stale(evidence: Evidence) -> None:
         raise StaleRecordError(
             "the record is about another file", where=str(evidence.int8), do="quantize again"
         )
+    if evidence.parts is not None:
+        refuse_other_parts(evidence.int8, evidence.parts)
     if exported is not None and exported.model.sha256 != sha256_of_file(evidence.rewritten):
         raise StaleRecordError(
             "the record is about another file", where=str(evidence.rewritten), do="export again"

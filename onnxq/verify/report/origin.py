@@ -94,6 +94,7 @@ def findings(report: VerificationReport) -> Section:
 
 def files(report: VerificationReport) -> Section:
     """Names and hashes of what was measured."""
+    parts = report.parts.parts if report.parts else ()
     table = make_table(
         (
             *text_columns("What"),
@@ -101,7 +102,22 @@ def files(report: VerificationReport) -> Section:
             *number_columns("Bytes"),
             *code_columns("SHA-256"),
         ),
-        (("FP32", report.fp32), ("INT8", report.int8)),
+        (
+            ("FP32", report.fp32),
+            ("INT8", report.int8),
+            *(
+                ("INT8, part that ships", part)
+                for part in (report.parts.parts if report.parts else ())
+            ),
+        ),
         lambda item: (item[0], item[1].name, integer(item[1].size_bytes), item[1].sha256),
     )
-    return Section("files", "Files", "What was measured.", (table,))
+    lead = "What was measured."
+    if report.parts is not None:
+        lead += (
+            f" The INT8 graph ships in {len(parts)} parts that were cut from it, and they are what "
+            f"was judged. On {integer(report.parts.samples)} samples their outputs differ from "
+            f"those of the whole by at most {number(report.parts.max_as_written)} as written, and by "
+            f"{number(report.parts.max_absolute)} as judged."
+        )
+    return Section("files", "Files", lead, (table,))
