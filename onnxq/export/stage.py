@@ -89,7 +89,8 @@ def export(  # noqa: PLR0913  (one keyword for each thing that an export looks a
         update={"parity": (*source.parity, *checks), "steps": (*source.steps, *steps)}
     )
     if parts:
-        manifest = write_parts(folder / MODEL, model, model, parts, folder / PARTS)
+        domains = {value.name: value.domain for value in (*section.inputs, *section.outputs)}
+        manifest = write_parts(folder / MODEL, model, model, parts, folder / PARTS, domains)
         checks = (*checks, *_parts_parity(model, manifest, folder, source.sets, section.tolerance))
         exported = exported.model_copy(
             update={"parts": manifest, "parity": (*source.parity, *checks)}

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict
 
 from onnxq.affine import quantize
-from onnxq.artifacts import ExportedModel, QuantizedModel, ValueFacts
+from onnxq.artifacts import ExportedModel, PartFacts, QuantizedModel, ValueFacts
 from onnxq.errors import ModelError, StaleRecordError
 from onnxq.graph import values_of
 from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE, parameter_of, quantized_type
@@ -82,7 +82,7 @@ class Contract(_Facts):
 def contract(
     model: onnx.ModelProto,
     quantized: QuantizedModel | None,
-    exported: ExportedModel | None,
+    exported: ExportedModel | PartFacts | None,
     *,
     name: str,
     sha256: str,

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
 from jaxtyping import Shaped
 
-from onnxq.artifacts import Manifest, PartFacts
+from onnxq.artifacts import HostStep, Manifest, PartFacts
 from onnxq.graph import save_model, shapes_of, values_of, with_batch_of_one
 from onnxq.recipe import PartSection
 from onnxq.runtime import Optimization, Session
@@ -20,6 +21,7 @@ __all__ = ["MANIFEST", "PARTS", "PartsSession", "write_parts"]
 
 PARTS, MANIFEST = "parts", "pipeline.json"  # the folder beside a graph, and what is in it
 Array = Shaped[np.ndarray, "..."]
+Domain = tuple[float, float] | None
 
 
 def write_parts(
@@ -28,8 +30,12 @@ def write_parts(
     fp32: onnx.ModelProto,
     parts: Sequence[PartSection],
     folder: Path,
+    domains: Mapping[str, Domain] = MappingProxyType({}),
 ) -> Manifest:
     """Write each part of ``model`` as ``<name>.onnx`` and the manifest to ``folder``.
+
+    ``domains`` are those of the whole graph's inputs and outputs; a part's input that the host
+    makes of one of them has its domain.
 
     ``model`` is ``fp32`` or its Q/DQ form and lies at ``whole``; ``fp32`` is the canonical graph,
     which says what is moved between parts. Raises ExportError as ``cut_part`` and ``steps_of``.
@@ -40,11 +46,11 @@ def write_parts(
     for part in parts:
         path = folder / f"{part.name}.onnx"
         save_model(cut_part(model, part, shapes), path)
-        inputs, outputs = values_of(onnx.load(path))
+        inputs, outputs = values_of(onnx.load(path), _domains_of(part.name, steps, domains))
         facts.append(
             PartFacts(name=part.name, file=facts_of_file(path), inputs=inputs, outputs=outputs)
         )
-    inputs, outputs = values_of(with_batch_of_one(fp32))
+    inputs, outputs = values_of(with_batch_of_one(fp32), domains)
     manifest = Manifest(
         whole_sha256=sha256_of_file(whole),
         inputs=inputs,
@@ -54,6 +60,21 @@ def write_parts(
     )
     save_record(manifest, folder / MANIFEST)
     return manifest
+
+
+def _domains_of(
+    part: str, steps: Sequence[Step], domains: Mapping[str, Domain]
+) -> dict[str, Domain]:
+    """Domains of a part's inputs and outputs, by its own names, as far as they follow."""
+    known = dict(domains)
+    for step in steps:
+        if isinstance(step, HostStep):
+            given = {known.get(name) for name in step.inputs}
+            known.setdefault(step.output, given.pop() if len(given) == 1 else None)
+        elif step.part == part:
+            ends = step.inputs | step.outputs
+            return {own: known.get(name) for own, name in ends.items()}
+    return {}
 
 
 class PartsSession:

@@ -266,3 +266,14 @@ def test_nothing_is_proposed_for_a_plain_network(tmp_path: Path) -> None:
 def test_a_part_without_outputs_is_refused() -> None:
     with pytest.raises(ValueError, match="needs `inputs` and `outputs`"):
         section({"name": "A", "inputs": [{"tensor": "x"}], "outputs": []})
+
+
+def test_a_part_whose_input_the_host_makes_of_a_graph_input_has_its_domain(tmp_path: Path) -> None:
+    path = video(tmp_path)
+    model = load_model(path)
+    manifest = write_parts(
+        path, model, model, in_two().parts, tmp_path / "parts", {"x": (0.0, 1.0), "y": (-5.0, 5.0)}
+    )
+    frame, series = manifest.parts
+    assert [value.domain for value in (*frame.inputs, *frame.outputs)] == [(0.0, 1.0), None]
+    assert [value.domain for value in (*series.inputs, *series.outputs)] == [None, (-5.0, 5.0)]

@@ -117,7 +117,7 @@ def files(report: VerificationReport) -> Section:
         lead += (
             f" The INT8 graph ships in {len(parts)} parts that were cut from it, and they are what "
             f"was judged. On {integer(report.parts.samples)} samples their outputs differ from "
-            f"those of the whole by at most {number(report.parts.max_as_written)} as written, and by "
-            f"{number(report.parts.max_absolute)} as judged."
+            f"those of the whole by at most {number(report.parts.max_as_written)} as written, and "
+            f"by {number(report.parts.max_absolute)} as judged."
         )
     return Section("files", "Files", lead, (table,))
