@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from jaxtyping import Shaped
 
-from onnxq.artifacts import HostStep, Manifest, PartFacts
+from onnxq.artifacts import HostStep, Manifest, PartFacts, Step
 from onnxq.graph import save_model, shapes_of, values_of, with_batch_of_one
 from onnxq.recipe import PartSection
 from onnxq.runtime import Optimization, Session

@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 import onnx
 
-from onnxq.artifacts import HostStep, RunStep
+from onnxq.artifacts import HostStep, RunStep, Step
 from onnxq.errors import ExportError, nearest
 from onnxq.graph import constants_of, shapes_of
 from onnxq.recipe import PartSection, PartValue
@@ -17,7 +17,6 @@ __all__ = ["MOVERS", "rows_of", "shape_of_run", "steps_of"]
 _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 MOVERS = _VIEWS | {"Transpose", "Slice", "Split", "Concat", "Gather"}
 Shapes = Mapping[str, tuple[int, ...]]
-Step = HostStep | RunStep
 
 
 def rows_of(part: PartSection, shapes: Shapes) -> int:
