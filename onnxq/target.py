@@ -19,6 +19,7 @@ from onnxq.qtypes import IntType
 __all__ = [
     "Fact",
     "InputsOutputs",
+    "MacRate",
     "MemoryPool",
     "Operator",
     "Processor",
@@ -110,6 +111,13 @@ class MemoryPool(_Sourced):
     relative_cost: tuple[float, float]
 
 
+class MacRate(_Sourced):
+    """Multiply-accumulates that the device is said to do in a second at most. It bounds a time from
+    below and predicts none."""
+
+    per_second: float
+
+
 class InputsOutputs(_Sourced):
     """Inputs and outputs of the graph: types in the file and on the device, and layouts."""
 
@@ -153,6 +161,7 @@ class Target(_Facts):
     the integers go unused. With ``power_of_two`` every scale, of activations and of weights, is a
     power of two, for hardware that shifts where others multiply. With either no operator is folded
     away, as its bounds are not those of the integers.
+    ``in_place_ops`` leave their input's bytes where they are if its parameters do not change.
     ``operators`` is the table of where each runs. ``input_rank``, ``value_rank`` and
     ``largest_dimension`` are limits, None where there is none. ``facts`` holds the source of every
     plain field, by its name; ``sources`` the works that are cited, by the key that a file cites.
@@ -182,10 +191,12 @@ class Target(_Facts):
     integer_ops: tuple[str, ...]
     data_ops: tuple[str, ...]
     folded_ops: tuple[str, ...] = ()
+    in_place_ops: tuple[str, ...] = ()
     operators: tuple[Operator, ...] = ()
     alignment_bytes: int = 1
     on_chip_bytes: int | None = None
     memory: tuple[MemoryPool, ...] = ()
+    mac_rate: MacRate | None = None
     io: InputsOutputs | None = None
     processor: Processor | None = None
     versions: tuple[ToolVersion, ...] = ()
