@@ -29,7 +29,16 @@ from onnxq.artifacts.calibration import (
     TensorRange,
 )
 from onnxq.artifacts.export import CheckpointFacts, ExportedModel, ParityCheck
-from onnxq.artifacts.quantization import FloatNode, QuantizedModel, TensorParameters
+from onnxq.artifacts.memory import (
+    CostTotal,
+    LayerCost,
+    Ledger,
+    MemoryEstimate,
+    PlacedTensor,
+    PoolUse,
+    TimeBound,
+)
+from onnxq.artifacts.quantization import Conversion, FloatNode, QuantizedModel, TensorParameters
 from onnxq.artifacts.split import HostStep, Manifest, PartFacts, RunStep, Step
 from onnxq.artifacts.verification import (
     AuditRow,
@@ -61,6 +70,8 @@ __all__ = [
     "CheckpointFacts",
     "Collection",
     "Comparison",
+    "Conversion",
+    "CostTotal",
     "Coverage",
     "CoverageLine",
     "ExportedModel",
@@ -73,14 +84,19 @@ __all__ = [
     "HostStep",
     "InputRow",
     "Interval",
+    "LayerCost",
     "LayerDistance",
+    "Ledger",
     "Manifest",
+    "MemoryEstimate",
     "MetricRow",
     "OutsideRow",
     "ParityCheck",
     "PartFacts",
     "PartsCheck",
     "Passport",
+    "PlacedTensor",
+    "PoolUse",
     "ProcessorCheck",
     "ProcessorRow",
     "Provenance",
@@ -96,6 +112,7 @@ __all__ = [
     "Sufficiency",
     "TensorParameters",
     "TensorRange",
+    "TimeBound",
     "ValueFacts",
     "Verdict",
     "VerificationReport",
