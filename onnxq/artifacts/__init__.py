@@ -30,13 +30,19 @@ from onnxq.artifacts.calibration import (
 )
 from onnxq.artifacts.export import CheckpointFacts, ExportedModel, ParityCheck
 from onnxq.artifacts.memory import (
+    CompiledEpoch,
+    CompiledPool,
     CostTotal,
+    GenerateReport,
+    InfoReport,
     LayerCost,
     Ledger,
     MemoryEstimate,
+    OutputMetrics,
     PlacedTensor,
     PoolUse,
     TimeBound,
+    ValidateReport,
 )
 from onnxq.artifacts.quantization import Conversion, FloatNode, QuantizedModel, TensorParameters
 from onnxq.artifacts.split import HostStep, Manifest, PartFacts, RunStep, Step
@@ -70,6 +76,8 @@ __all__ = [
     "CheckpointFacts",
     "Collection",
     "Comparison",
+    "CompiledEpoch",
+    "CompiledPool",
     "Conversion",
     "CostTotal",
     "Coverage",
@@ -80,8 +88,10 @@ __all__ = [
     "FloatNode",
     "FusionLine",
     "GateResult",
+    "GenerateReport",
     "GroupRow",
     "HostStep",
+    "InfoReport",
     "InputRow",
     "Interval",
     "LayerCost",
@@ -90,6 +100,7 @@ __all__ = [
     "Manifest",
     "MemoryEstimate",
     "MetricRow",
+    "OutputMetrics",
     "OutsideRow",
     "ParityCheck",
     "PartFacts",
@@ -113,6 +124,7 @@ __all__ = [
     "TensorParameters",
     "TensorRange",
     "TimeBound",
+    "ValidateReport",
     "ValueFacts",
     "Verdict",
     "VerificationReport",

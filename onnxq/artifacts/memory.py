@@ -1,4 +1,5 @@
-"""Records of memory and cost: what a model will take up, and what it costs to run it once."""
+"""Records of memory and cost: what a model will take up, what it costs to run it once, and what
+the vendor's compiler reports of both."""
 
 from typing import Literal
 
@@ -6,13 +7,19 @@ from onnxq.artifacts.base import Record
 from onnxq.artifacts.verification import SizeLine
 
 __all__ = [
+    "CompiledEpoch",
+    "CompiledPool",
     "CostTotal",
+    "GenerateReport",
+    "InfoReport",
     "LayerCost",
     "Ledger",
     "MemoryEstimate",
+    "OutputMetrics",
     "PlacedTensor",
     "PoolUse",
     "TimeBound",
+    "ValidateReport",
 ]
 
 
@@ -126,3 +133,66 @@ class CostTotal(Record):
     weight_bytes_per_sample: int
     calls: dict[str, int]
     bound: TimeBound | None
+
+
+class CompiledEpoch(Record):
+    """An epoch of ST's compiler; ``operation`` is what it says runs there, empty for hardware."""
+
+    number: int
+    runs: Literal["hardware", "software"]
+    operation: str = ""
+    cycles: int | None = None
+
+
+class CompiledPool(Record):
+    """Bytes of one memory pool that the compiled network uses; ``size_bytes`` None if not said."""
+
+    pool: str
+    used_bytes: int
+    size_bytes: int | None = None
+
+
+class GenerateReport(Record):
+    """``network_generate_report.txt`` of ``stedgeai generate``."""
+
+    file: str
+    tool_version: str
+    model_format: str
+    epochs: tuple[CompiledEpoch, ...]
+    pools: tuple[CompiledPool, ...]
+
+
+class InfoReport(Record):
+    """``network_c_info.json`` of ``stedgeai generate``: buffers summed by pool, epochs, cycles."""
+
+    file: str
+    schema_version: str
+    tool_version: str
+    epochs: tuple[CompiledEpoch, ...]
+    pools: tuple[CompiledPool, ...]
+    buffers: int
+
+
+class OutputMetrics(Record):
+    """One output in ``network_validate_report.txt``; None where the tool gives no number.
+
+    Names and definitions are those of ``LayerDistance``.
+    """
+
+    output: str
+    acc: float | None = None
+    rmse: float | None = None
+    mae: float | None = None
+    l2r: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    nse: float | None = None
+    cos: float | None = None
+
+
+class ValidateReport(Record):
+    """``network_validate_report.txt`` of ``stedgeai validate``."""
+
+    file: str
+    tool_version: str
+    outputs: tuple[OutputMetrics, ...]
