@@ -12,6 +12,9 @@ DEV_READY := .venv/.ready-dev
 RPPG_DATA := build/data/rppg
 RECIPE := models/rppg/recipe.yaml
 
+# A worker a core; the tests of one file stay together, for they share what they have built.
+PYTEST := $(PYTHON) -m pytest --numprocesses auto --dist loadfile
+
 export ORT_DISABLE_TELEMETRY := 1
 
 help: ## list the targets
@@ -46,13 +49,13 @@ gate: $(RPPG_DATA)/.ready ## CI gate on rPPG: exit 0 passed, 1 worse than allowe
 	@$(PYTHON) -m onnxq verify $(RECIPE)
 
 test: $(DEV_READY) ## all tests but the long ones
-	@$(PYTHON) -m pytest -m "not long"
+	@$(PYTEST) -m "not long"
 
 test-all: $(DEV_READY) ## all tests
-	@$(PYTHON) -m pytest
+	@$(PYTEST)
 
 check: lint ## format, lint, types, floors, fast tests
-	@$(PYTHON) -m pytest -m "not slow and not long"
+	@$(PYTEST) -m "not slow and not long"
 
 lint: $(DEV_READY) ## format, lint, types, floors
 	@$(PYTHON) -m ruff format --check .

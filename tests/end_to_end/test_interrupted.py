@@ -38,8 +38,17 @@ def _run_until(tiny, stage: str, number: signal.Signals) -> int:
         return process.wait(60)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+_MOMENTS = [  # killed in every stage; Ctrl-C, which is gentler, in one unless there is time
+    pytest.param(
+        stage, number,
+        marks=[pytest.mark.long] if number == signal.SIGINT and stage != "calibrate" else [],
+    )
+    for stage in STAGES
+    for number in (signal.SIGINT, signal.SIGKILL)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stage", "number"), _MOMENTS)
 def test_the_next_run_resumes_at_the_stage_that_was_hit(tiny, onnxq, stage, number):
     code = _run_until(tiny, stage, number)
 
