@@ -221,29 +221,38 @@ class SaturationRow(Record):
 
 
 class ProcessorRow(Record):
-    """What a bundle's own script gave on one processor, and how far its outputs are from the known
-    answers: in steps of the output's scale, None where it has none."""
+    """Known answers of a bundle replayed on one processor, at one level of optimization.
+
+    ``part`` is empty for the whole model; ``decides`` at the level that the model was judged at.
+    ``differing`` of the ``elements`` of ``vectors`` answers are not the same to the last bit, by
+    ``most_steps`` output steps at most.
+    """
 
     cpu: str
-    exit_code: int
-    equal: bool
-    outputs: int
-    different: int
-    largest_steps: float | None
-    largest_absolute: float
-    passed: bool
-    said: str
+    part: str
+    level: str
+    decides: bool
+    vectors: int
+    elements: int
+    differing: int
+    most_steps: float
 
 
 class ProcessorCheck(Record):
-    """A bundle's script under emulation of other processors, ``steps`` being what is allowed."""
+    """A bundle's own self-test under emulation of other processors.
+
+    ``sums_sha256`` is that of the bundle's SHA256SUMS, ``exit_codes`` the self-test's, by
+    processor; an answer may be off by ``tolerance_steps``. ``sources`` are the SHA-256 of every
+    package that was fetched.
+    """
 
     bundle: str
-    script: str
-    model_sha256: str
+    sums_sha256: str
     emulator: str
     packages: dict[str, str]
-    steps: float
+    sources: dict[str, str]
+    tolerance_steps: float
+    exit_codes: dict[str, int]
     rows: tuple[ProcessorRow, ...]
 
 
