@@ -1,28 +1,33 @@
 """The one door to ONNX Runtime: sessions under a named semantics, and what the runtime executes."""
 
 import ctypes
+import json
 import os
 import sys
 import tempfile
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float, Float32, Shaped
 
 from onnxq.errors import RuntimeFailureError
 
 __all__ = [
+    "NodeTimes",
     "Optimization",
+    "Profile",
     "Session",
     "executed_operators",
     "give_back_memory",
     "in_parallel",
+    "profiles",
     "with_outputs",
 ]
 
@@ -34,6 +39,7 @@ _LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 _ERRORS_ONLY = 3
+_KERNEL = "_kernel_time"  # what ends the name of a node's event in a profile
 
 
 class Session:
@@ -176,19 +182,90 @@ def executed_operators(path: Path, config: Mapping[str, str] | None = None) -> o
     """The graph that ONNX Runtime really executes here with full optimization."""
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "optimized.onnx"
-        options = ort.SessionOptions()
-        options.graph_optimization_level = _LEVELS["full"]
+        options = _full(config)
         options.optimized_model_filepath = str(saved)
-        options.log_severity_level = (
-            _ERRORS_ONLY + 1
-        )  # saving warns that the file is machine specific
-        for key, value in (config or {}).items():
-            options.add_session_config_entry(key, value)
-        try:
-            ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as fault:  # see above
-            raise RuntimeFailureError(_first_line(fault), where=path.name) from fault
+        _opened(path, options)
         return onnx.load(saved)
+
+
+@dataclass(frozen=True)
+class NodeTimes:
+    """How long one node of the executed graph took in each run, in microseconds."""
+
+    name: str
+    op_type: str
+    microseconds: Float[np.ndarray, " runs"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How long the nodes of the executed graph took, and each run as a whole, in microseconds."""
+
+    nodes: tuple[NodeTimes, ...]
+    microseconds: Float[np.ndarray, " runs"]
+
+
+def profiles(
+    path: Path,
+    rows: Sequence[Mapping[str, Array]],
+    configs: Sequence[Mapping[str, str]],
+    rounds: int,
+) -> tuple[Profile, ...]:
+    """ONNX Runtime's own profile of the file under each of ``configs``, with full optimization.
+
+    One thread. After one round that is not counted every row is run ``rounds`` times; the
+    configurations take turns, so that a change of the machine's speed meets all of them.
+    Raises RuntimeFailureError.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = []
+        for number, config in enumerate(configs):
+            options = _full(config)
+            options.intra_op_num_threads = 1
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / str(number))
+            sessions.append(_opened(path, options))
+        for _ in range(rounds + 1):
+            for row in rows:
+                for session in sessions:
+                    try:
+                        session.run(None, dict(row))
+                    except Exception as fault:  # see above
+                        raise RuntimeFailureError(_first_line(fault), where=path.name) from fault
+        return tuple(
+            _profile(json.loads(Path(session.end_profiling()).read_text()), len(rows))
+            for session in sessions
+        )
+
+
+def _profile(events: Sequence[Mapping[str, Any]], warm: int) -> Profile:
+    """What the runtime wrote down, but for the first ``warm`` runs."""
+    runs = [event["dur"] for event in events if event["name"] == "model_run"]
+    nodes: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            name = event["name"].removesuffix(_KERNEL)
+            nodes[name, event["args"]["op_name"]].append(event["dur"])
+    return Profile(
+        tuple(NodeTimes(*key, np.array(times[warm:], float)) for key, times in nodes.items()),
+        np.array(runs[warm:], float),
+    )
+
+
+def _full(config: Mapping[str, str] | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = _LEVELS["full"]
+    options.log_severity_level = _ERRORS_ONLY + 1  # saving warns that the file is machine specific
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _opened(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as fault:  # see above
+        raise RuntimeFailureError(_first_line(fault), where=path.name) from fault
 
 
 def _first_line(fault: Exception) -> str:

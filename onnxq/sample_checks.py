@@ -9,7 +9,7 @@ from onnxq.artifacts import ValueFacts
 from onnxq.errors import DataError, nearest
 from onnxq.samples import Samples
 
-__all__ = ["check_samples", "made_up_samples"]
+__all__ = ["check_samples", "made_up_samples", "runs_of"]
 
 Array = Shaped[np.ndarray, "..."]
 
@@ -125,3 +125,16 @@ def made_up_samples(inputs: Sequence[ValueFacts], count: int, seed: int) -> Samp
         for value in inputs
     }
     return Samples(name="random numbers", inputs=columns, made_up=True)
+
+
+def runs_of(samples: Samples, inputs: Sequence[ValueFacts]) -> list[dict[str, Array]]:
+    """What goes into a model run by run: one sample each, or as many as a fixed batch asks for.
+
+    Samples that do not fill a last batch are left out. Raises DataError as ``check_samples`` does,
+    and if there are too few for one run.
+    """
+    fixed = {value.shape[0] for value in inputs if value.shape and isinstance(value.shape[0], int)}
+    size = max(fixed, default=1)
+    check_samples(samples, inputs, batch=size)
+    starts = range(0, max(len(samples) - size, 0) + 1, size)
+    return [samples.batch(start, size) for start in starts]

@@ -4,6 +4,7 @@ from typing import Literal
 
 from onnxq.artifacts.base import FileFacts, Finding, Provenance, Record, Verdict
 from onnxq.artifacts.calibration import Passport, SampleChoice, TensorRange
+from onnxq.artifacts.execution import NodeExecution, OutputDistance
 from onnxq.artifacts.export import ParityCheck
 from onnxq.artifacts.quantization import FloatNode
 
@@ -276,7 +277,8 @@ class VerificationReport(Record):
     sizes: tuple[SizeLine, ...] = ()
     parts: PartsCheck | None = None
     macs: int = 0
-    fused_against_unfused_sqnr_db: float | None = None
+    executions: tuple[NodeExecution, ...] = ()
+    fused_against_unfused: OutputDistance | None = None
     calibration: SampleChoice | None = None
     passport: Passport | None = None
     parity: tuple[ParityCheck, ...] = ()

@@ -4,23 +4,21 @@ A record says at most which operators were to be integer: whether they are, and 
 from the file alone.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.artifacts import AuditRow, Coverage, CoverageLine, FusionLine
+from onnxq.artifacts import AuditRow, Coverage, CoverageLine
 from onnxq.errors import AuditError, ModelError
 from onnxq.graph import WEIGHTED, constant_of, is_quantized_form, macs_of, output_channel_axis
-from onnxq.runtime import executed_operators
 from onnxq.target import Target
 from onnxq.verify.constants import constant_faults, dequantizer
 
-__all__ = ["audit", "coverage", "fusion", "refuse_other_forms", "require_sound"]
+__all__ = ["audit", "coverage", "gives_wrong_numbers", "refuse_other_forms", "require_sound"]
 
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
+_WRONG_NUMBERS = "ONNX Runtime computes wrong numbers from that"
 _FOLDED = frozenset({"Relu", "Clip"})  # vanish into the Q behind them
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Concat", "MatMul"})
 _WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -104,7 +102,7 @@ def _weight_faults(node: ir.Node, weight: ir.Node | None, integers: np.ndarray |
     if _elements(weight.inputs[1]) > 1 and axis != output_channel_axis(node):
         faults.append(
             f"its weight is dequantized along axis {axis}, not its output channels "
-            f"({output_channel_axis(node)}): ONNX Runtime computes wrong numbers from that"
+            f"({output_channel_axis(node)}): {_WRONG_NUMBERS}"
         )
     return faults
 
@@ -152,6 +150,11 @@ def require_sound(rows: Iterable[AuditRow], where: str) -> None:
         )
 
 
+def gives_wrong_numbers(rows: Iterable[AuditRow]) -> bool:
+    """Whether ONNX Runtime computes something else from the file than the file says."""
+    return any(fault.endswith(_WRONG_NUMBERS) for row in rows for fault in row.faults)
+
+
 def refuse_other_forms(model: ir.Model, where: str) -> None:
     """Raise ModelError if the file is quantized in another form than Q/DQ."""
     others = [n for n in model.graph if n.op_type not in {_Q, _DQ} and is_quantized_form(n.op_type)]
@@ -191,33 +194,6 @@ def coverage(model: ir.Model, selected: Collection[str] | None, target: Target) 
         parameters=CoverageLine(integer=integer_parameters, total=parameters),
         macs=CoverageLine(integer=integer_macs, total=macs),
     )
-
-
-def fusion(
-    path: Path, model: ir.Model, config: Mapping[str, str] | None = None
-) -> tuple[FusionLine, ...]:
-    """How many operators of each type ONNX Runtime executes on integers on this machine.
-
-    An operator type that is left in the optimized graph under its float name is float there;
-    operators that only move values run on whatever they are given and are not listed. ``config``
-    are the session's configuration entries.
-    """
-    float_names = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
-    executed = executed_operators(path, config).graph.node
-    left = Counter(float_names.get(node.op_type, node.op_type) for node in executed)
-    total = Counter(node.op_type for node in _operators(model) if node.op_type not in _MOVERS)
-    return tuple(
-        FusionLine(op_type=kind, integer=max(count - left[kind], 0), total=count)
-        for kind, count in sorted(total.items())
-    )
-
-
-_MOVERS = frozenset(
-    {
-        "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape",
-        "Resize", "Shape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-    }
-)  # fmt: skip
 
 
 def _operators(model: ir.Model) -> list[ir.Node]:

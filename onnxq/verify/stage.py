@@ -15,6 +15,7 @@ from onnxq.artifacts import (
     ExportedModel,
     Finding,
     Manifest,
+    OutputDistance,
     QuantizedModel,
     SizeLine,
     ValueFacts,
@@ -38,11 +39,12 @@ from onnxq.samples import Samples
 from onnxq.splitting.manifest import PartsSession
 from onnxq.store import facts_of_file, sha256_of_file
 from onnxq.target import Target
-from onnxq.verify.audit import audit, coverage, fusion, refuse_other_forms, require_sound
+from onnxq.verify.audit import audit, coverage, refuse_other_forms, require_sound
 from onnxq.verify.comparison import compare_models
-from onnxq.verify.distances import Distance
+from onnxq.verify.fusion import audit_fusion, fusion_lines
 from onnxq.verify.gate import judge_all, overall
 from onnxq.verify.layers import layer_distances
+from onnxq.verify.levels import FusedAgainstUnfused
 from onnxq.verify.metrics import Task
 from onnxq.verify.parts import (
     check_parts,
@@ -112,6 +114,7 @@ def verify(
     check_samples(samples, _inputs(evidence))
     check_labels(task, samples)
     predicted = _predict(evidence, task, samples, progress)
+    executions = audit_fusion(evidence.int8, evidence.target.session_options)
     layers = layer_distances(
         (evidence.rewritten, evidence.fp32),
         evidence.int8,
@@ -137,18 +140,19 @@ def verify(
         comparison=comparison,
         audit=rows,
         coverage=coverage(model, selected, evidence.target),
-        fusion=fusion(evidence.int8, model, evidence.target.session_options),
+        fusion=fusion_lines(executions),
+        executions=executions.nodes,
         layers=layers,
         ranges=evidence.calibration.ranges if evidence.calibration else {},
         float_nodes=evidence.quantized.float_nodes if evidence.quantized else (),
         sizes=_sizes(evidence),
         parts=parts,
         macs=sum(macs_of(node) for node in model.graph),
-        fused_against_unfused_sqnr_db=predicted.fused_against_unfused.sqnr_db,
+        fused_against_unfused=predicted.fused_against_unfused,
         calibration=evidence.calibration.choice if evidence.calibration else None,
         passport=evidence.calibration.passport if evidence.calibration else None,
         parity=evidence.exported.parity if evidence.exported else (),
-        findings=_findings(evidence, samples),
+        findings=(*_findings(evidence, samples), *executions.findings),
         waived=tuple(f"{waiver.name}: {waiver.reason}" for waiver in section.waive),
         provenance=provenance(section.model_dump(mode="json")),
     )
@@ -161,10 +165,10 @@ def verify(
 
 @dataclass(frozen=True)
 class _Predicted:
-    """Predictions of every variant, and how far INT8 is from itself at the other optimization."""
+    """Predictions of every variant, and how far INT8 with fusion is from INT8 without."""
 
     by_variant: dict[str, Float[np.ndarray, "n ..."]]
-    fused_against_unfused: Distance
+    fused_against_unfused: OutputDistance
 
 
 def _predict(evidence: Evidence, task: Task, samples: Samples, progress: Progress) -> _Predicted:
@@ -182,20 +186,20 @@ def _predict(evidence: Evidence, task: Task, samples: Samples, progress: Progres
         return {variant: session.run(row) for variant, session in sessions.items()}
 
     outputs: dict[str, list[dict[str, np.ndarray]]] = {variant: [] for variant in sessions}
-    distance = Distance()
+    levels = FusedAgainstUnfused(load_graph(evidence.int8))
+    unfused, fused = ("int8", "int8_other") if judged == "none" else ("int8_other", "int8")
     for result in progress(in_parallel(run_all, len(samples)), "verifying", len(samples)):
         for variant, values in result.items():
             _check_batch_axis(values)
             outputs[variant].append(values)
-        for name, array in result["int8"].items():
-            distance += Distance.between(result["int8_other"][name], array)
+        levels.add(result[unfused], result[fused])
     predictions = {
         variant: task.predictions(
             {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         )
         for variant, rows in outputs.items()
     }
-    return _Predicted(predictions, distance)
+    return _Predicted(predictions, levels.record)
 
 
 def _check_batch_axis(outputs: Mapping[str, np.ndarray]) -> None:

@@ -118,15 +118,29 @@ def fusion(report: VerificationReport) -> Section:
         ),
         lambda line: line.integer < line.total,
     )
-    sqnr = report.fused_against_unfused_sqnr_db
-    agree = (
-        ""
-        if sqnr is None
-        else f" SQNR of the outputs, INT8 as executed here against INT8 as the graph says: "
-        f"{number(sqnr)} dB."
+    lead = f"What ONNX Runtime really executes on integers on this machine.{_agreement(report)}"
+    floating = make_table(
+        (*code_columns("Node"), *text_columns("Operator", "Why it is float", "What to change")),
+        (node for node in report.executions if node.runs == "float"),
+        lambda node: (node.node, node.op_type, node.why, node.do),
+        lambda node: node.expected != "float",
+        title="Executed in float",
     )
-    lead = f"What ONNX Runtime really executes on integers on this machine.{agree}"
-    return Section("executed", "Executed on integers", lead, (table,))
+    tables = (table, floating) if floating.rows else (table,)
+    return Section("executed", "Executed on integers", lead, tables)
+
+
+def _agreement(report: VerificationReport) -> str:
+    """How far INT8 with fusion is from INT8 as the graph says."""
+    found = report.fused_against_unfused
+    if found is None:
+        return ""
+    steps = "" if found.steps is None else f" ({number(found.steps)} steps)"
+    return (
+        f" INT8 as executed here against INT8 as the graph says, {integer(found.samples)} samples: "
+        f"SQNR {number(found.sqnr_db)} dB, rmse {number(found.rmse)}, mean {number(found.mean)}, "
+        f"cos {number(found.cos)}, at most {number(found.largest)}{steps}."
+    )
 
 
 def float_nodes(report: VerificationReport) -> Section:

@@ -1,0 +1,251 @@
+"""``onnxq inspect``: what of a model is integer, what is not and why, and where the time goes."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+from onnxq.artifacts import FusionAudit, NodeExecution, OutputDistance, TimeLedger
+from onnxq.cli.console import Screen, command_options
+from onnxq.cli.flags import path_type
+from onnxq.errors import EXIT_PASSED, EXIT_WORSE, DataError
+from onnxq.target import Target, load_target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["inspect"]
+
+_MOST_NAMES, _MOST_TIMES, _MOST_FAULTS = 3, 5, 8
+_SIGNED = "int8 activations on x86"
+
+
+@click.command()
+@click.argument("model", type=path_type)
+@click.option("--target", default="ort-x86", help="Target that the answer is for.")
+@click.option(
+    "--data", metavar="SOURCE", help="Samples to time and compare on (default: random numbers)."
+)
+@click.option("--no-time", is_flag=True, help="Do not run the model.")
+@command_options
+def inspect(model: Path, target: str, data: str | None, no_time: bool, screen: Screen) -> int:
+    """Show what is integer in MODEL.onnx, what is float and why, and where the time goes.
+
+    Of an FP32 model: which nodes would become integer on the target. Of a quantized one: what
+    ONNX Runtime really executes here, node by node, and what to change where that is float.
+    Exit code 1 if it computes wrong numbers from the file.
+    """
+    import onnx_ir as ir
+
+    from onnxq.graph import load_model, parameter_count, values_of, with_batch_of_one
+    from onnxq.verify.audit import refuse_other_forms
+
+    proto = load_model(model)
+    graph = ir.from_proto(with_batch_of_one(proto))
+    refuse_other_forms(graph, model.name)
+    inputs, outputs = values_of(proto)
+    for value in (*inputs, *outputs):
+        screen.say(f"  {value.name}: {value.dtype} {list(value.shape)}")
+    quantized = any(node.op_type == "DequantizeLinear" for node in proto.graph.node)
+    facts: dict[str, Any] = {
+        "inputs": [v.model_dump(mode="json") for v in inputs],
+        "outputs": [v.model_dump(mode="json") for v in outputs],
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        "operators": dict(Counter(node.op_type for node in proto.graph.node)),
+        "float_parameters": parameter_count(proto),
+        "quantized": quantized,
+    }
+    profile = load_target(target)
+    code = EXIT_PASSED
+    if quantized:
+        code = _of_file(model, graph, profile, facts, screen)
+        if not no_time:
+            _of_runs(model, profile, data, facts, screen)
+        _say_answer(model, facts, screen)
+    else:
+        facts |= _of_fp32(model, profile, screen)
+    screen.result({"exit_code": code, **facts})
+    return code
+
+
+# --- a quantized file ---------------------------------------------------------------------------
+
+
+def _of_file(
+    model: Path, graph: "ir.Model", target: Target, facts: dict[str, Any], screen: Screen
+) -> int:
+    """What the file holds, and what the runtime makes of it; the exit code."""
+    from onnxq.verify.audit import audit, coverage, gives_wrong_numbers
+    from onnxq.verify.fusion import audit_fusion, fusion_lines
+
+    rows, share = audit(graph), coverage(graph, None, target)
+    executed = audit_fusion(model, target.session_options)
+    for name, line in (
+        ("operators", share.operators), ("parameters", share.parameters), ("MACs", share.macs),
+    ):  # fmt: skip
+        screen.say(f"  integer {name}: {line.integer} of {line.total} ({line.fraction:.1%})")
+    measured = executed.integer_macs / executed.macs if executed.macs else 0.0
+    screen.say(f"  MACs that ONNX Runtime executes on integers here: {measured:.1%}")
+    screen.text.print(_table_of(executed))
+    _say_causes(executed.nodes, screen)
+    faults = [f"{row.op_type} `{row.node}`: {fault}" for row in rows for fault in row.faults]
+    faults += [f"{found.where}: {found.what}" for found in executed.findings]
+    for fault in faults[:_MOST_FAULTS]:
+        screen.say(f"  ! {fault}")
+    if len(faults) > _MOST_FAULTS:
+        screen.say(f"  ! and {len(faults) - _MOST_FAULTS} more (--json)")
+    facts |= {
+        "coverage": share.model_dump(mode="json"),
+        "executed": [row.model_dump(mode="json") for row in fusion_lines(executed)],
+        "nodes": [node.model_dump(mode="json") for node in executed.nodes],
+        "macs": {"integer": executed.integer_macs, "total": executed.macs},
+        "findings": [found.model_dump(mode="json") for found in executed.findings],
+        "audit": [row.model_dump(mode="json") for row in rows],
+        "remedies": _remedies(model, executed.nodes),
+    }
+    return EXIT_WORSE if gives_wrong_numbers(rows) else EXIT_PASSED
+
+
+def _table_of(executed: FusionAudit) -> Table:
+    """Operators of the file and how many run on integers, here and on ARM64."""
+    table = Table("operator", "in the file", "on integers here", "on ARM64", box=None)
+    by_kind: dict[str, list[NodeExecution]] = {}
+    for node in executed.nodes:
+        by_kind.setdefault(node.op_type, []).append(node)
+    for kind, nodes in sorted(by_kind.items()):
+        here = sum(node.runs != "float" for node in nodes)
+        there = sum(node.elsewhere != "float" for node in nodes)
+        table.add_row(kind, str(len(nodes)), str(here), str(there))
+    return table
+
+
+def _say_causes(nodes: Sequence[NodeExecution], screen: Screen) -> None:
+    """One entry for each cause of float, the most frequent first."""
+    groups: dict[tuple[str, str], list[NodeExecution]] = {}
+    for node in nodes:
+        if node.runs == "float":
+            key = (str(node.cause), node.op_type if node.cause == "no integer kernel" else "")
+            groups.setdefault(key, []).append(node)
+    for (cause, _), found in sorted(groups.items(), key=lambda item: -len(item[1])):
+        names = ", ".join(f"{node.op_type} `{node.node}`" for node in found[:_MOST_NAMES])
+        more = f" and {len(found) - _MOST_NAMES} more" if len(found) > _MOST_NAMES else ""
+        screen.say(f"  float, {cause}: {names}{more}")
+        screen.say(f"    {found[0].why} → {found[0].do}")
+
+
+def _remedies(model: Path, nodes: Sequence[NodeExecution]) -> list[str]:
+    """Commands of onnxq that make float nodes integer."""
+    if any(node.cause == _SIGNED for node in nodes):
+        output = model.with_name(f"{model.stem}-u8.onnx")
+        return [f"onnxq convert {model} --target ort-x86 -o {output}"]
+    return []
+
+
+# --- running it ---------------------------------------------------------------------------------
+
+
+def _of_runs(
+    model: Path, target: Target, data: str | None, facts: dict[str, Any], screen: Screen
+) -> None:
+    """Where the time goes, and what fusion changes. Without samples that could be run it is said
+    that nothing was measured."""
+    from onnxq.graph import load_model, values_of
+    from onnxq.plain.in_range import samples_in_range
+    from onnxq.sample_checks import runs_of
+    from onnxq.verify.levels import compare_levels
+    from onnxq.verify.profiling import time_ledger
+
+    try:
+        samples = samples_in_range(model, data)
+    except DataError as fault:
+        if data is not None:
+            raise
+        screen.say(f"  time: not measured: {fault.what} → {fault.do}")
+        facts["not_measured"] = fault.what
+        return
+    rows = runs_of(samples, values_of(load_model(model))[0])
+    distance = compare_levels(model, rows, target.session_options)
+    time = time_ledger(model, rows, target.session_options, made_up_data=samples.made_up)
+    _say_time(time, screen)
+    _say_distance(distance, samples.name, screen)
+    facts["time"] = time.model_dump(mode="json")
+    facts["fused_against_unfused"] = distance.model_dump(mode="json")
+
+
+def _say_time(time: TimeLedger, screen: Screen) -> None:
+    parts = (
+        ("integer", time.integer), ("float", time.floating), ("Q/DQ", time.quantizing),
+        ("layout", time.layout),
+    )  # fmt: skip
+    screen.say("  time: " + ", ".join(f"{name} {share:.0%}" for name, share in parts))
+    operators = time.operators[:_MOST_TIMES]
+    listed = ", ".join(f"{one.operator} ×{one.count} {one.share:.0%}" for one in operators)
+    screen.say(f"    by operator: {listed}")
+    nodes = time.nodes[:_MOST_TIMES]
+    listed = ", ".join(f"`{one.node}` ({one.executed_as}) {one.share:.0%}" for one in nodes)
+    screen.say(f"    by node: {listed}")
+    screen.say(
+        f"    {time.to_unfused:.2f}× the same file with fusion off, {time.to_float:.2f}× its float "
+        f"operators alone (as FP32); one thread, {time.runs} runs"
+    )
+
+
+def _say_distance(distance: OutputDistance, samples: str, screen: Screen) -> None:
+    steps = "" if distance.steps is None else f" ({distance.steps:.3g} steps)"
+    screen.say(
+        f"  fused against unfused, {distance.samples} runs on {samples}: "
+        f"SQNR {distance.sqnr_db:.1f} dB, at most {distance.largest:.3g}{steps}"
+    )
+
+
+def _say_answer(model: Path, facts: Mapping[str, Any], screen: Screen) -> None:
+    """Why it is not as fast as it could be, with the line to change."""
+    floating = [node for node in facts["nodes"] if node["runs"] == "float"]
+    if not floating:
+        screen.say(f"{model.name}: nothing of it runs in float", style="bold")
+        return
+    total = facts["macs"]["total"]
+    share = 1 - facts["macs"]["integer"] / total if total else 0.0
+    time = facts.get("time")
+    took = f" and take {time['floating'] + time['quantizing']:.0%} of the time" if time else ""
+    with_qdq = " with the Q/DQ around them" if time else ""
+    screen.say(
+        f"{model.name}: {len(floating)} of {len(facts['nodes'])} operators run in float: they do "
+        f"{share:.0%} of the MACs{took}{with_qdq}",
+        style="bold",
+    )
+    for command in facts["remedies"]:
+        screen.say(f"  → {command}", style="cyan")
+
+
+# --- an FP32 file -------------------------------------------------------------------------------
+
+
+def _of_fp32(model: Path, target: Target, screen: Screen) -> dict[str, object]:
+    import tempfile
+
+    import onnx_ir as ir
+
+    from onnxq.artifacts import TensorRange
+    from onnxq.calibrate.finite import float_tensors
+    from onnxq.graph import load_model
+    from onnxq.plain.export import export_file
+    from onnxq.quantize.plan import make_plan
+    from onnxq.quantize.unshare import unshare_constants
+
+    with tempfile.TemporaryDirectory() as folder:
+        export_file(model, target, {}, Path(folder))
+        canonical = load_model(Path(folder) / "fp32.onnx")
+    unit = TensorRange(low=0, high=1, observed_low=0, observed_high=1, values=1, zeros=0)
+    graph, _ = unshare_constants(ir.from_proto(canonical))
+    plan = make_plan(graph, target, dict.fromkeys(float_tensors(canonical), unit), {})
+    screen.say(f"  on {target.name}: {len(plan.nodes)} nodes would become integer")
+    for node in plan.float_nodes:
+        screen.say(f"  float: {node.op_type} `{node.node}`: {node.reason}")
+    return {
+        "integer_nodes": list(plan.nodes),
+        "float_nodes": [node.model_dump(mode="json") for node in plan.float_nodes],
+    }
