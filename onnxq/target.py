@@ -39,6 +39,7 @@ Tier = Literal[
     "importer only",  # taken by the front end; where it runs is not documented
     "refused",
     "folded",
+    "unknown",
 ]
 _SUFFIXES = (".yaml", ".yml")
 _KEYS = ("id", "op", "name", "version")  # by which entries of a list are told apart
@@ -139,6 +140,7 @@ class Processor(_Sourced):
     dot_product: bool | None = None
     saturates: bool | None = None
     emulated_as: str = ""
+    says: str
 
 
 class ToolVersion(_Sourced):
@@ -162,7 +164,9 @@ class Target(_Facts):
     power of two, for hardware that shifts where others multiply. With either no operator is folded
     away, as its bounds are not those of the integers.
     ``in_place_ops`` leave their input's bytes where they are if its parameters do not change.
-    ``operators`` is the table of where each runs. ``input_rank``, ``value_rank`` and
+    ``rewrites`` are wanted at export beside those that every target gets.
+    ``operators`` is the table of where each runs, ``other_operators`` where those run that it does
+    not name. ``input_rank``, ``value_rank`` and
     ``largest_dimension`` are limits, None where there is none. ``facts`` holds the source of every
     plain field, by its name; ``sources`` the works that are cited, by the key that a file cites.
     ``session_options`` are ONNX Runtime's configuration entries under which a file is verified and
@@ -192,7 +196,9 @@ class Target(_Facts):
     data_ops: tuple[str, ...]
     folded_ops: tuple[str, ...] = ()
     in_place_ops: tuple[str, ...] = ()
+    rewrites: tuple[str, ...] = ()
     operators: tuple[Operator, ...] = ()
+    other_operators: Tier = "unknown"
     alignment_bytes: int = 1
     on_chip_bytes: int | None = None
     memory: tuple[MemoryPool, ...] = ()
@@ -213,6 +219,11 @@ class Target(_Facts):
 
 def target_names() -> tuple[str, ...]:
     """Names of the targets that onnxq ships, sorted."""
+    return tuple(name for name in _shipped_files() if not name.startswith("_"))
+
+
+def _shipped_files() -> tuple[str, ...]:
+    """Targets, and what several of them extend: those names begin with an underscore."""
     folder = resources.files("onnxq") / "targets"
     return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")))
 
@@ -256,7 +267,7 @@ def _profile(name: str, above: tuple[str, ...]) -> dict[str, Any]:
 def _read(name: str) -> dict[str, Any]:
     if name.endswith(_SUFFIXES):
         file: Any = Path(name)
-    elif name in target_names():
+    elif name in _shipped_files():
         file = resources.files("onnxq") / "targets" / f"{name}.yaml"
     else:
         what = f"unknown target `{name}`; {nearest(name, target_names())}"

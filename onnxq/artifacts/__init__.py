@@ -13,7 +13,7 @@ from onnxq.artifacts.base import (
     Verdict,
     WaivedKey,
 )
-from onnxq.artifacts.bundle import AnswerCheck, Bundle, RuleResult
+from onnxq.artifacts.bundle import AnswerCheck, Bundle
 from onnxq.artifacts.calibration import (
     DECLARED,
     CalibrationResult,
@@ -27,16 +27,6 @@ from onnxq.artifacts.calibration import (
     StabilityRow,
     Sufficiency,
     TensorRange,
-)
-from onnxq.artifacts.execution import (
-    Execution,
-    FloatCause,
-    FusionAudit,
-    NodeExecution,
-    NodeTime,
-    OperatorTime,
-    OutputDistance,
-    TimeLedger,
 )
 from onnxq.artifacts.export import CheckpointFacts, ExportedModel, ParityCheck
 from onnxq.artifacts.memory import (
@@ -55,6 +45,7 @@ from onnxq.artifacts.memory import (
     ValidateReport,
 )
 from onnxq.artifacts.quantization import Conversion, FloatNode, QuantizedModel, TensorParameters
+from onnxq.artifacts.rules import NodePrediction, Prediction, PredictionShare, RuleResult
 from onnxq.artifacts.split import HostStep, Manifest, PartFacts, RunStep, Step
 from onnxq.artifacts.verification import (
     AuditRow,
@@ -92,13 +83,10 @@ __all__ = [
     "CostTotal",
     "Coverage",
     "CoverageLine",
-    "Execution",
     "ExportedModel",
     "FileFacts",
     "Finding",
-    "FloatCause",
     "FloatNode",
-    "FusionAudit",
     "FusionLine",
     "GateResult",
     "GenerateReport",
@@ -113,10 +101,7 @@ __all__ = [
     "Manifest",
     "MemoryEstimate",
     "MetricRow",
-    "NodeExecution",
-    "NodeTime",
-    "OperatorTime",
-    "OutputDistance",
+    "NodePrediction",
     "OutputMetrics",
     "OutsideRow",
     "ParityCheck",
@@ -125,6 +110,8 @@ __all__ = [
     "Passport",
     "PlacedTensor",
     "PoolUse",
+    "Prediction",
+    "PredictionShare",
     "ProcessorCheck",
     "ProcessorRow",
     "Provenance",
@@ -141,7 +128,6 @@ __all__ = [
     "TensorParameters",
     "TensorRange",
     "TimeBound",
-    "TimeLedger",
     "ValidateReport",
     "ValueFacts",
     "Verdict",

@@ -3,24 +3,12 @@
 from typing import Literal
 
 from onnxq.artifacts.base import FileFacts, Provenance, Record, Verdict
+from onnxq.artifacts.rules import RuleResult
 
 __all__ = [
     "AnswerCheck",
     "Bundle",
-    "RuleResult",
 ]
-
-
-class RuleResult(Record):
-    """One rule of the target that the file breaks, or breaks with leave."""
-
-    rule: str
-    severity: Literal["error", "warning"]
-    where: str
-    what: str
-    do: str
-    source: str
-    waived: str | None = None
 
 
 class AnswerCheck(Record):

@@ -8,12 +8,13 @@ from onnxq.graph import constant_of
 from onnxq.handoff.subject import (
     DEQUANTIZE,
     FLOATS,
-    QUANTIZE,
     Fault,
     Subject,
+    at_node,
+    at_value,
     dims_of,
+    float_sides,
     is_constant,
-    label_of,
     size_bytes,
 )
 from onnxq.target import TargetRule
@@ -35,8 +36,6 @@ __all__ = [
     "slice_bounds",
 ]
 
-_BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})
-
 
 def no_float_islands(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """Operators that the target computes on integers take their data from DQ and give it to Q.
@@ -44,60 +43,18 @@ def no_float_islands(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     A folded operator (Relu, Clip) may stand between an operator and its Q.
     """
     target = subject.target
-    folded = frozenset(target.folded_ops)
-    tier = folded.union(target.integer_ops, target.data_ops)
+    tier = {*target.integer_ops, *target.data_ops, *target.folded_ops}
     for node in subject.nodes:
-        data = node.inputs[0] if node.inputs else None
-        if node.op_type not in tier or data is None or data.dtype not in FLOATS:
-            continue
-        if all(is_constant(value) for value in node.inputs if value is not None):
-            continue
-        faults = [
-            f"takes `{value.name}` as float"
-            for value in _data_inputs(node, frozenset(target.integer_ops))
-            if not _dequantized(value, tier if node.op_type in folded else frozenset())
-        ]
-        faults += [
-            f"gives `{value.name}` as float"
-            for value in node.outputs
-            if value.name and not _quantized(value, folded)
-        ]
-        if faults:
-            yield Fault(label_of(node), "is a float island: " + ", ".join(faults))
-
-
-def _data_inputs(node: ir.Node, computing: frozenset[str]) -> Sequence[ir.Value]:
-    """Inputs that carry values: all float ones of a computing operator but its bias (which has a
-    rule of its own), the first of any other."""
-    values = node.inputs if node.op_type in computing else node.inputs[:1]
-    if node.op_type in _BIASED:
-        values = values[:2]
-    return [value for value in values if value is not None and value.dtype in FLOATS]
-
-
-def _dequantized(value: ir.Value, unless: frozenset[str]) -> bool:
-    node = value.producer()
-    return node is not None and (node.op_type == DEQUANTIZE or node.op_type in unless)
-
-
-def _quantized(value: ir.Value, folded: frozenset[str]) -> bool:
-    consumers = value.consumers()
-    return (
-        bool(consumers)
-        and not value.is_graph_output()
-        and all(
-            node.op_type == QUANTIZE
-            or (node.op_type in folded and _quantized(node.outputs[0], folded))
-            for node in consumers
-        )
-    )
+        sides = float_sides(node, target) if node.op_type in tier else ()
+        if sides:
+            yield at_node(node, "is a float island: " + ", ".join(sides))
 
 
 def constant_second_operand(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """Input 1 of MatMul and Gemm is a constant."""
     for node in subject.of_type("MatMul", "Gemm"):
         if not is_constant(node.inputs[1]):
-            yield Fault(label_of(node), "multiplies two values that are computed at run time")
+            yield at_node(node, "multiplies two values that are computed at run time")
 
 
 def constant_gemm_bias(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -107,23 +64,23 @@ def constant_gemm_bias(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
         if bias is None:
             continue
         if not is_constant(bias):
-            yield Fault(label_of(node), f"adds `{bias.name}`, computed at run time")
+            yield at_node(node, f"adds `{bias.name}`, computed at run time")
         elif len(dims_of(bias) or ()) > 1:
-            yield Fault(label_of(node), f"adds a matrix of {list(dims_of(bias) or ())}")
+            yield at_node(node, f"adds a matrix of {list(dims_of(bias) or ())}")
 
 
 def constant_minus_value(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """No Sub takes a value away from a constant."""
     for node in subject.of_type("Sub"):
         if is_constant(node.inputs[0]):
-            yield Fault(label_of(node), "takes a value away from a constant")
+            yield at_node(node, "takes a value away from a constant")
 
 
 def constant_divisor(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """Every Div divides by a constant."""
     for node in subject.of_type("Div"):
         if not is_constant(node.inputs[1]):
-            yield Fault(label_of(node), "divides by a value that is computed at run time")
+            yield at_node(node, "divides by a value that is computed at run time")
 
 
 def resize_form(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -142,7 +99,7 @@ def resize_form(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
         if scales is None or not scales.size:
             faults.append("no constant scales")
         if faults:
-            yield Fault(label_of(node), "has " + ", ".join(faults))
+            yield at_node(node, "has " + ", ".join(faults))
 
 
 def reduce_form(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -153,7 +110,7 @@ def reduce_form(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
             continue
         axes = sorted(axis % len(dims) for axis in _axes(node, 1, len(dims)))
         if axes != list(range(2, len(dims))):
-            yield Fault(label_of(node), f"reduces axes {axes} of {len(dims)}")
+            yield at_node(node, f"reduces axes {axes} of {len(dims)}")
 
 
 def pool_windows(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -166,7 +123,7 @@ def pool_windows(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
         if sides == [7]:
             continue
         if not all(_factors(side, rule.limit or 1) for side in sides):
-            yield Fault(label_of(node), f"has a window of {' x '.join(map(str, window))}")
+            yield at_node(node, f"has a window of {' x '.join(map(str, window))}")
 
 
 def _factors(side: int, largest: int) -> bool:
@@ -183,13 +140,13 @@ def slice_bounds(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
         starts, ends = bounds if len(bounds) == 2 else (None, None)
         dims = dims_of(node.inputs[0])
         if starts is None or ends is None:
-            yield Fault(label_of(node), "has bounds that are computed at run time")
+            yield at_node(node, "has bounds that are computed at run time")
             continue
         axes = _axes(node, 3, len(starts))
         for start, end, axis in zip(starts.tolist(), ends.tolist(), axes, strict=True):
             dim = dims[axis] if dims is not None else None
             if start < 0 or end < 0 or (dim is not None and max(start, end) > dim):
-                yield Fault(label_of(node), f"cuts [{start}:{end}] of axis {axis} with {dim} rows")
+                yield at_node(node, f"cuts [{start}:{end}] of axis {axis} with {dim} rows")
 
 
 def batch_axis_untouched(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -204,9 +161,9 @@ def batch_axis_untouched(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
             starts = dims_of(node.inputs[1]) or (0,)
             axes = _axes(node, 3, starts[0] or 0)
         if 0 in [axis % len(dims) for axis in axes]:
-            yield Fault(label_of(node), "cuts the batch axis")
+            yield at_node(node, "cuts the batch axis")
         if rule.limit is not None and len(axes) > rule.limit:
-            yield Fault(label_of(node), f"cuts {len(axes)} axes")
+            yield at_node(node, f"cuts {len(axes)} axes")
 
 
 def _axes(node: ir.Node, index: int, count: int) -> Sequence[int]:
@@ -223,9 +180,9 @@ def pad_value(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
         if len(node.inputs) < 3:
             continue
         if node.inputs[2] is None:
-            yield Fault(label_of(node), "has an empty third input")
+            yield at_node(node, "has an empty third input")
         elif not is_constant(node.inputs[2]):
-            yield Fault(label_of(node), "pads with a value that is computed at run time")
+            yield at_node(node, "pads with a value that is computed at run time")
 
 
 def clip_bounds(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -233,14 +190,14 @@ def clip_bounds(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     for node in subject.of_type("Clip"):
         for value in node.inputs[1:]:
             if value is not None and constant_of(value) is None:
-                yield Fault(label_of(node), f"has the bound `{value.name}`, no plain constant")
+                yield at_node(node, f"has the bound `{value.name}`, no plain constant")
 
 
 def no_allowzero(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """No Reshape has ``allowzero=1``."""
     for node in subject.of_type("Reshape"):
         if node.attributes.get_int("allowzero", 0):
-            yield Fault(label_of(node), "has allowzero=1")
+            yield at_node(node, "has allowzero=1")
 
 
 def large_float_outputs(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -249,4 +206,4 @@ def large_float_outputs(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
         node, size = value.producer(), size_bytes(value)
         made_by_dq = node is not None and node.op_type == DEQUANTIZE
         if value.dtype in FLOATS and not made_by_dq and size and size > (rule.limit or 0):
-            yield Fault(f"output `{value.name}`", f"is {size} bytes from a float operator")
+            yield at_value(value, f"is {size} bytes from a float operator")

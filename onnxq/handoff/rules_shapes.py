@@ -1,8 +1,8 @@
 """Rules about shapes, over every value of the graph: inputs, constants and what lies between."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from onnxq.handoff.subject import Fault, Subject, dims_of, label_of
+from onnxq.handoff.subject import Fault, Subject, at_node, at_value, dims_of
 from onnxq.target import TargetRule
 
 __all__ = [
@@ -15,28 +15,37 @@ __all__ = [
 
 
 def static_shapes(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
-    """Every dimension of every value is a number."""
-    for value in subject.values:
+    """Every dimension of every value is a number.
+
+    What only follows from an open dimension of an input is the fault of that input, and not named
+    again.
+    """
+    for value in subject.inputs:
+        open_shape = subject.free_inputs.get(str(value.name))
+        if open_shape is not None:
+            yield at_value(value, f"has the shape {_text(open_shape)}")
+    follows = any(None in (dims_of(value) or ()) for value in subject.inputs)
+    for value in subject.values[len(subject.inputs) :]:
         dims = dims_of(value)
         if dims is None:
-            yield Fault(f"value `{value.name}`", "has no shape that can be inferred")
-        elif None in dims:
-            yield Fault(f"value `{value.name}`", f"has the shape {_text(value.shape)}")
+            yield at_value(value, "has no shape that can be inferred")
+        elif None in dims and not follows:
+            yield at_value(value, f"has the shape {_text(value.shape)}")
 
 
 def batch_of_one(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """The first dimension is 1: of every graph input, and of what the operators in ``values`` take.
 
-    A free one is the business of static shapes, rank 1 that of its own rule.
+    A free one is taken as 1, as static shapes are a rule of their own; so is rank 1.
     """
     for value in subject.inputs:
         dims = dims_of(value)
         if dims and len(dims) > 1 and dims[0] not in (1, None):
-            yield Fault(f"input `{value.name}`", f"has a batch of {dims[0]}")
+            yield at_value(value, f"has a batch of {dims[0]}")
     for node in subject.of_type(*rule.values):
         dims = dims_of(node.inputs[0])
         if dims and dims[0] not in (1, None):
-            yield Fault(label_of(node), f"runs on a batch of {dims[0]}")
+            yield at_node(node, f"runs on a batch of {dims[0]}")
 
 
 def rank_at_most(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -44,7 +53,7 @@ def rank_at_most(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     for value in subject.values:
         dims = dims_of(value)
         if dims is not None and rule.limit is not None and len(dims) > rule.limit:
-            yield Fault(f"value `{value.name}`", f"has {len(dims)} dimensions {_text(value.shape)}")
+            yield at_value(value, f"has {len(dims)} dimensions {_text(value.shape)}")
 
 
 def dimension_at_most(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -52,7 +61,7 @@ def dimension_at_most(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     for value in subject.values:
         largest = max((dim for dim in dims_of(value) or () if dim is not None), default=0)
         if rule.limit is not None and largest > rule.limit:
-            yield Fault(f"value `{value.name}`", f"has a dimension of {largest}")
+            yield at_value(value, f"has a dimension of {largest}")
 
 
 def no_rank_1_input(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -60,8 +69,8 @@ def no_rank_1_input(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     for value in subject.inputs:
         dims = dims_of(value)
         if dims is not None and len(dims) == 1:
-            yield Fault(f"input `{value.name}`", f"has the shape {_text(value.shape)}")
+            yield at_value(value, f"has the shape {_text(value.shape)}")
 
 
-def _text(shape: object) -> str:
-    return str(shape).replace("[", "(").replace("]", ")")
+def _text(shape: Iterable[object] | None) -> str:
+    return f"({', '.join(map(str, shape or ()))})"

@@ -11,6 +11,8 @@ from onnxq.handoff.subject import (
     Fault,
     Quantized,
     Subject,
+    at_node,
+    at_value,
     dims_of,
     is_constant,
     label_of,
@@ -23,6 +25,7 @@ __all__ = [
     "activation_types",
     "activations_per_tensor",
     "bias_scale",
+    "int4_operators",
     "no_bool_values",
     "no_int8_blocks",
     "weight_axis",
@@ -39,15 +42,15 @@ def activation_types(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """Activations, and constants that are no weight and no bias, are of a type in ``values``."""
     for node in subject.quantizers:
         if quantized_type(node) not in rule.values:
-            yield Fault(label_of(node), f"makes {quantized_type(node)}")
+            yield at_node(node, f"makes {quantized_type(node)}")
     for value in subject.inputs:
         for node in value.consumers():
             if node.op_type == DEQUANTIZE and quantized_type(node) not in rule.values:
-                yield Fault(f"input `{value.name}`", f"is {quantized_type(node)}")
+                yield at_value(value, f"is {quantized_type(node)}")
     for use in subject.constants:
         kind = quantized_type(use.dequantize)
         if use.role == "operand" and kind not in rule.values:
-            yield Fault(label_of(use.consumer), f"takes a constant of {kind}")
+            yield at_node(use.consumer, f"takes a constant of {kind}")
 
 
 def activations_per_tensor(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -55,9 +58,9 @@ def activations_per_tensor(subject: Subject, rule: TargetRule) -> Iterator[Fault
     for node in subject.quantizers:
         scale = parameter_of(node, 1)
         if scale is None:
-            yield Fault(label_of(node), "has a scale that is computed at run time")
+            yield at_node(node, "has a scale that is computed at run time")
         elif scale.size > 1:
-            yield Fault(label_of(node), f"has {scale.size} scales")
+            yield at_node(node, f"has {scale.size} scales")
 
 
 def weight_types(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -65,7 +68,14 @@ def weight_types(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     for use in _weights(subject):
         kind = quantized_type(use.dequantize)
         if kind not in rule.values:
-            yield Fault(label_of(use.consumer), f"has {kind} weights")
+            yield at_node(use.consumer, f"has {kind} weights")
+
+
+def int4_operators(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
+    """int4 weights are those of the operators in ``values``."""
+    for use in _weights(subject):
+        if quantized_type(use.dequantize) == "int4" and use.consumer.op_type not in rule.values:
+            yield at_node(use.consumer, "has int4 weights")
 
 
 def weights_symmetric(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -77,10 +87,10 @@ def weights_symmetric(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
         integers = points.astype(np.int64).reshape(-1)
         if quantized_type(use.dequantize).startswith("u"):
             if np.any(integers != integers[0]):
-                yield Fault(label_of(use.consumer), "has weights with several zero points")
+                yield at_node(use.consumer, "has weights with several zero points")
         elif np.any(integers):
             worst = integers[np.argmax(np.abs(integers))]
-            yield Fault(label_of(use.consumer), f"has a weight zero point of {worst}")
+            yield at_node(use.consumer, f"has a weight zero point of {worst}")
 
 
 def weights_unshared(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -92,7 +102,7 @@ def weights_unshared(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
                 use.dequantize
             ):
                 what = f"shares `{constant.name}` with {label_of(owners[constant])}"
-                yield Fault(label_of(use.consumer), what)
+                yield at_node(use.consumer, what)
 
 
 def weight_axis(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -104,8 +114,8 @@ def weight_axis(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
         axis = use.dequantize.attributes.get_int("axis", 1) % rank
         wanted = output_channel_axis(use.consumer) % rank
         if axis != wanted:
-            yield Fault(
-                label_of(use.consumer),
+            yield at_node(
+                use.consumer,
                 f"has weight scales along axis {axis}; its output channel is axis {wanted}",
             )
 
@@ -123,10 +133,10 @@ def bias_scale(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
         source = bias.producer()
         if source is None or source.op_type != DEQUANTIZE:
             if "float" not in rule.values:
-                yield Fault(label_of(node), "has a float bias")
+                yield at_node(node, "has a float bias")
             continue
         for what in _bias_faults(node, data, source):
-            yield Fault(label_of(node), what)
+            yield at_node(node, what)
 
 
 def _bias_faults(node: ir.Node, data: ir.Node, bias: ir.Node) -> Iterator[str]:
@@ -160,14 +170,14 @@ def no_int8_blocks(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     for node in subject.of_type(DEQUANTIZE):
         size = node.attributes.get_int("block_size", 0)
         if size and quantized_type(node) in ("int8", "uint8"):
-            yield Fault(label_of(node), f"has block_size {size} over {quantized_type(node)}")
+            yield at_node(node, f"has block_size {size} over {quantized_type(node)}")
 
 
 def no_bool_values(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """No value is bool."""
     for value in subject.values:
         if value.dtype == ir.DataType.BOOL:
-            yield Fault(f"value `{value.name}`", "is bool")
+            yield at_value(value, "is bool")
 
 
 def _weights(subject: Subject) -> Iterator[Quantized]:

@@ -1,7 +1,7 @@
 """The file under check: its nodes, its values, and what each quantized constant is for."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias
@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from jaxtyping import Shaped
 
-from onnxq.graph import WEIGHTED, constant_of
+from onnxq.graph import WEIGHTED, constant_of, values_of, with_batch_of_one
 from onnxq.target import Target, TargetRule
 
 __all__ = [
@@ -22,7 +22,10 @@ __all__ = [
     "Fault",
     "Quantized",
     "Subject",
+    "at_node",
+    "at_value",
     "dims_of",
+    "float_sides",
     "is_constant",
     "label_of",
     "parameter_of",
@@ -35,14 +38,22 @@ QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _KEEPS_CONSTANT = frozenset(
     {QUANTIZE, DEQUANTIZE, "Cast", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
 )
+_BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
 
 
 class Fault(NamedTuple):
-    """One place that breaks a rule: the node, value or file, and what is wrong with it."""
+    """One place that breaks a rule: the node, value or file, and what is wrong with it.
+
+    ``node`` and ``value`` are what it is about, None for the file as a whole; ``rewrite`` is the
+    step that mends this place, where it is another than the rule's.
+    """
 
     where: str
     what: str
+    node: ir.Node | None = None
+    value: ir.Value | None = None
+    rewrite: str = ""
 
 
 class Quantized(NamedTuple):
@@ -62,11 +73,16 @@ class Quantized(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """A graph with inferred shapes, the name of its file, and the target it is checked against."""
+    """A graph with inferred shapes, the name of its file, and the target it is checked against.
+
+    Shapes are those of a batch of one; ``free_inputs`` has those of the inputs that left it, or
+    another dimension, open.
+    """
 
     model: ir.Model
     target: Target
     file_name: str
+    free_inputs: Mapping[str, tuple[int | str, ...]]
 
     @cached_property
     def nodes(self) -> tuple[ir.Node, ...]:
@@ -121,11 +137,28 @@ Check: TypeAlias = Callable[[Subject, TargetRule], Iterator[Fault]]
 
 
 def subject_of(model: ir.Model | onnx.ModelProto, target: Target, file_name: str) -> Subject:
-    """The subject of ``model``, its shapes inferred with constants followed (data propagation);
-    a value whose shape cannot be inferred has none."""
+    """The subject of ``model``, its shapes inferred for a batch of one with constants followed
+    (data propagation); a value whose shape cannot be inferred has none."""
     proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
-    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    return Subject(ir.from_proto(inferred), target, file_name)
+    inputs, _ = values_of(proto)
+    free = {
+        value.name: value.shape
+        for value in inputs
+        if any(not isinstance(dim, int) for dim in value.shape)
+    }
+    return Subject(ir.from_proto(with_batch_of_one(proto)), target, file_name, free)
+
+
+def at_node(node: ir.Node, what: str, rewrite: str = "") -> Fault:
+    """A fault of an operator."""
+    return Fault(label_of(node), what, node=node, rewrite=rewrite)
+
+
+def at_value(value: ir.Value, what: str) -> Fault:
+    """A fault of a value: of a graph input or output, or of one between, or of a constant."""
+    kind = "output" if value.is_graph_output() else "value"
+    kind = "input" if value.is_graph_input() and not value.is_initializer() else kind
+    return Fault(f"{kind} `{value.name}`", what, node=value.producer(), value=value)
 
 
 def label_of(node: ir.Node) -> str:
@@ -151,6 +184,58 @@ def is_constant(value: ir.Value | None) -> bool:
             return False
         value = node.inputs[0]
     return False
+
+
+def float_sides(node: ir.Node, target: Target) -> tuple[str, ...]:
+    """What makes the node compute in float: inputs that are not from DQ, outputs that do not go to
+    Q; nothing if it lies between DQ and Q, moves no floats, or computes with constants alone.
+
+    Of a computing operator every float input counts but its bias, of any other the first. A folded
+    operator (Relu, Clip) may stand between an operator and its Q, and needs no Q/DQ before it.
+    """
+    data = node.inputs[0] if node.inputs else None
+    if data is None or data.dtype not in FLOATS:
+        return ()
+    if all(is_constant(value) for value in node.inputs if value is not None):
+        return ()
+    folded = frozenset(target.folded_ops)
+    above = folded.union(target.integer_ops, target.data_ops) if node.op_type in folded else ()
+    taken = [
+        f"takes `{value.name}` as float"
+        for value in _data_inputs(node, target.integer_ops)
+        if not _made_by(value, (DEQUANTIZE, *above))
+    ]
+    given = [
+        f"gives `{value.name}` as float"
+        for value in node.outputs
+        if value.name and not _into_q(value, folded)
+    ]
+    return (*taken, *given)
+
+
+def _data_inputs(node: ir.Node, computing: Collection[str]) -> list[ir.Value]:
+    values = node.inputs if node.op_type in computing else node.inputs[:1]
+    if node.op_type in _BIASED:
+        values = values[:2]
+    return [value for value in values if value is not None and value.dtype in FLOATS]
+
+
+def _made_by(value: ir.Value, op_types: Collection[str]) -> bool:
+    node = value.producer()
+    return node is not None and node.op_type in op_types
+
+
+def _into_q(value: ir.Value, folded: Collection[str]) -> bool:
+    consumers = value.consumers()
+    return (
+        bool(consumers)
+        and not value.is_graph_output()
+        and all(
+            node.op_type == QUANTIZE
+            or (node.op_type in folded and _into_q(node.outputs[0], folded))
+            for node in consumers
+        )
+    )
 
 
 def quantized_type(node: ir.Node) -> str:

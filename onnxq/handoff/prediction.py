@@ -1,0 +1,169 @@
+"""Where each node of a graph will run on a target, from the target's profile: a prediction.
+
+The table of operators says where one runs at best. A rule that a node breaks, Q/DQ that it lacks,
+or in an FP32 graph the reason why it will stay float, moves it elsewhere.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import onnx
+import onnx_ir as ir
+
+from onnxq.artifacts import NodePrediction, Prediction, PredictionShare
+from onnxq.graph import macs_of
+from onnxq.handoff.check import faults_of
+from onnxq.handoff.subject import (
+    DEQUANTIZE,
+    QUANTIZE,
+    Fault,
+    Subject,
+    float_sides,
+    is_constant,
+    subject_of,
+)
+from onnxq.placement import float_reasons
+from onnxq.target import Target, Tier
+
+__all__ = ["Kernels", "predict"]
+
+Place: TypeAlias = tuple[Tier, str]  # where, and why there
+Kernels: TypeAlias = Callable[[ir.Node], Place]
+_WORST_FIRST: tuple[Tier, ...] = (
+    "refused",
+    "unknown",
+    "importer only",
+    "software float",
+    "software",
+    "software integer",
+    "hardware",
+    "folded",
+)
+
+
+def predict(
+    model: ir.Model | onnx.ModelProto,
+    target: Target,
+    *,
+    file_name: str = "model.onnx",
+    kernels: Kernels | None = None,
+) -> Prediction:
+    """Where every node of ``model`` but Q and DQ will run on ``target``, and why.
+
+    Of a Q/DQ file as it is; of an FP32 graph as it would be once quantized for the target.
+    ``kernels`` knows better what a runtime makes of a node of a Q/DQ file; without it, one between
+    DQ and Q runs where the table says. Nodes inside other nodes (If, Loop, Scan) are not looked at.
+    Raises UsageError for a target file that names no check.
+    """
+    subject = subject_of(model, target, file_name)
+    nodes = [node for node in subject.model.graph if node.op_type not in (QUANTIZE, DEQUANTIZE)]
+    _give_names(nodes)
+    quantized = any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in subject.nodes)
+    moved = _without_qdq(nodes, target, kernels) if quantized else _left_float(nodes, target)
+    for node, place in _by_rules(subject, quantized):
+        moved.setdefault(node, []).append(place)
+    predictions = tuple(_prediction(node, target, moved.get(node, ())) for node in nodes)
+    return Prediction(
+        target=target.name,
+        tool_version=target.tool_version,
+        of="quantized" if quantized else "float",
+        nodes=predictions,
+        shares=_shares(predictions),
+    )
+
+
+def _give_names(nodes: Sequence[ir.Node]) -> None:
+    """Give a node without a name of its own that of its first output, which is one."""
+    taken: set[str] = set()
+    for node in nodes:
+        if not node.name or node.name in taken:
+            node.name = str(node.outputs[0].name)
+        taken.add(node.name)
+
+
+def _prediction(node: ir.Node, target: Target, moved: Sequence[Place]) -> NodePrediction:
+    """The worst of where it could run and where it is moved to; of equals, the first reason."""
+    places = [_at_best(node, target), *moved]
+    runs, why = min(places, key=lambda place: _WORST_FIRST.index(place[0]))
+    return NodePrediction(
+        node=str(node.name), op_type=node.op_type, runs=runs, why=why, macs=macs_of(node)
+    )
+
+
+def _at_best(node: ir.Node, target: Target) -> Place:
+    if _from_constants(node):
+        return "folded", "it is computed from constants alone"
+    entry = target.operator(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if entry is None:
+        return target.other_operators, "the target's table does not name it"
+    return entry.runs, entry.when
+
+
+def _left_float(nodes: Sequence[ir.Node], target: Target) -> dict[ir.Node, list[Place]]:
+    """Nodes of an FP32 graph that the quantizer would leave float, but for those that vanish."""
+    reasons = float_reasons([node for node in nodes if node.op_type != "Constant"], target, {})
+    return {
+        node: [("software float", reasons[str(node.name)])]
+        for node in nodes
+        if str(node.name) in reasons and not _vanishes(node, target)
+    }
+
+
+def _vanishes(node: ir.Node, target: Target) -> bool:
+    """Whether the node is gone whatever stands around it; a Relu is not."""
+    free = _at_best(node, target)[0] == "folded" and node.op_type not in target.folded_ops
+    return free or _from_constants(node)
+
+
+def _from_constants(node: ir.Node) -> bool:
+    given = [value for value in node.inputs if value is not None]
+    return bool(given) and all(is_constant(value) for value in given)
+
+
+def _without_qdq(
+    nodes: Sequence[ir.Node], target: Target, kernels: Kernels | None
+) -> dict[ir.Node, list[Place]]:
+    """Nodes of a Q/DQ file that compute in float, or whatever ``kernels`` says of each."""
+    moved: dict[ir.Node, list[Place]] = {}
+    for node in nodes:
+        if _vanishes(node, target):
+            continue
+        if kernels is not None:
+            moved[node] = [kernels(node)]
+            continue
+        sides = float_sides(node, target)
+        if sides:
+            moved[node] = [("software float", ", ".join(sides))]
+    return moved
+
+
+def _by_rules(subject: Subject, quantized: bool) -> Iterator[tuple[ir.Node, Place]]:
+    """What breaks a rule that says where that leads to."""
+    for rule, faults in faults_of(subject, "quantized" if quantized else "any"):
+        for fault in faults if rule.then else ():
+            for node in _touched(fault):
+                yield node, (rule.then or "unknown", f"{rule.id}: {fault.where} {fault.what}")
+
+
+def _touched(fault: Fault) -> Iterator[ir.Node]:
+    """The node of the fault; of a value, also those that take it."""
+    if fault.node is not None:
+        yield fault.node
+    if fault.value is not None:
+        yield from fault.value.consumers()
+
+
+def _shares(predictions: Sequence[NodePrediction]) -> tuple[PredictionShare, ...]:
+    """One for each place in which anything runs, the best first."""
+    total = sum(node.macs for node in predictions)
+    found = []
+    for runs in reversed(_WORST_FIRST):
+        there = [node for node in predictions if node.runs == runs]
+        macs = sum(node.macs for node in there)
+        if there:
+            found.append(
+                PredictionShare(
+                    runs=runs, nodes=len(there), macs=macs, share=macs / total if total else 0.0
+                )
+            )
+    return tuple(found)
