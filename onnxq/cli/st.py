@@ -1,0 +1,151 @@
+"""``onnxq compare-st``: what ST's tool reported against what the bundle had planned."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from onnxq.artifacts import (
+    Bundle,
+    Finding,
+    GenerateReport,
+    InfoReport,
+    LayerDistance,
+    ValidateReport,
+    VerificationReport,
+)
+from onnxq.cli.console import DONE, Screen, command_options
+from onnxq.cli.flags import path_type
+from onnxq.errors import EXIT_PASSED, EXIT_WORSE, UsageError
+from onnxq.handoff.contract import Contract
+
+__all__ = ["compare_st"]
+
+_BAD = "[red]✗[/] "
+_METRICS = ("rmse", "mae", "l2r", "mean", "std", "nse", "cos")
+
+
+@click.command("compare-st")
+@click.argument("bundle", type=path_type)
+@click.argument("reports", type=path_type, nargs=-1, required=True)
+@command_options
+def compare_st(bundle: Path, reports: tuple[Path, ...], screen: Screen) -> int:
+    """Compare what ST's tool reported with the plan of BUNDLE, a folder of `onnxq handoff`.
+
+    REPORTS are network_generate_report.txt, network_c_info.json or network_validate_report.txt.
+    Ends with 1 where the compiler did something else than was planned: a software epoch for a node
+    of the NPU, bytes in external RAM, a pool that overflows, another version of the tool.
+    """
+    from onnxq.handoff.st_compare import departures, plan_of
+    from onnxq.handoff.st_reports import read_report
+    from onnxq.target import load_target
+
+    record = _record_of(bundle)
+    target = load_target(record.target)
+    read = [read_report(path) for path in reports]
+    contract = _contract_of(bundle, record)
+    plan = plan_of(bundle / record.model.name, target, float_edges=not _integer_edges(contract))
+    own = _own_metrics(bundle, contract)
+    found: list[Finding] = []
+    for report in read:
+        fresh = departures(plan, report)
+        found += fresh
+        screen.say(report.file, mark=_BAD if fresh else DONE, style="bold")
+        if isinstance(report, ValidateReport):
+            _show_metrics(screen, report, own)
+        else:
+            _show_compiled(screen, report, plan.memory.internal_bytes)
+        for finding in fresh:
+            screen.say(f"{finding.where}: {finding.what}", mark=f"  {_BAD}")
+            screen.say(f"    → {finding.do}")
+    code = EXIT_WORSE if found else EXIT_PASSED
+    screen.result(
+        {
+            "exit_code": code,
+            "departures": [finding.model_dump(mode="json") for finding in found],
+            "reports": [report.model_dump(mode="json") for report in read],
+            "own_metrics": [row.model_dump(mode="json") for row in own],
+            "memory": plan.memory.model_dump(mode="json"),
+        }
+    )
+    return code
+
+
+# --- the bundle ---------------------------------------------------------------------------------
+
+
+def _record_of(bundle: Path) -> Bundle:
+    from onnxq.store import load_record
+
+    file = bundle / "bundle.json"
+    if not file.is_file():
+        raise UsageError(
+            "is no bundle: it holds no bundle.json",
+            where=str(bundle),
+            do="give the folder that `onnxq handoff -o DIR` made",
+        )
+    return load_record(Bundle, file)
+
+
+def _contract_of(bundle: Path, record: Bundle) -> Contract:
+    """The contract that lies beside the model."""
+    from onnxq.store import load_record
+
+    return load_record(Contract, (bundle / record.model.name).parent / "contract.json")
+
+
+def _integer_edges(contract: Contract) -> bool:
+    """Whether every input and output of the model has an integer form on the device."""
+    return all(value.quantization for value in (*contract.inputs, *contract.outputs))
+
+
+def _own_metrics(bundle: Path, contract: Contract) -> list[LayerDistance]:
+    """Distances of onnxq's own report between FP32 and INT8 at the outputs; none without it."""
+    from onnxq.store import load_record
+
+    file = bundle / "report" / "report.json"
+    if not file.is_file():
+        return []
+    outputs = {value.name for value in contract.outputs}
+    report = load_record(VerificationReport, file)
+    return [row for row in report.layers if row.tensor in outputs]
+
+
+# --- what is shown ------------------------------------------------------------------------------
+
+
+def _show_compiled(
+    screen: Screen, report: GenerateReport | InfoReport, estimate: int | None
+) -> None:
+    software = [epoch for epoch in report.epochs if epoch.runs == "software"]
+    screen.say(f"  {len(report.epochs)} epochs, {len(software)} in software")
+    table = Table("pool", "used", "of", box=None)
+    for pool in report.pools:
+        size = "" if pool.size_bytes is None else f"{pool.size_bytes:,}"
+        table.add_row(pool.pool, f"{pool.used_bytes:,}", size)
+    screen.text.print(table)
+    if estimate is not None:
+        screen.say(f"  estimated for activations on chip: {estimate:,} bytes, a lower bound")
+    timed = sorted(
+        (epoch for epoch in report.epochs if epoch.cycles), key=lambda epoch: -(epoch.cycles or 0)
+    )
+    for epoch in timed[:5]:
+        screen.say(f"  epoch {epoch.number} {epoch.operation}: {epoch.cycles:,} cycles")
+
+
+def _show_metrics(screen: Screen, report: ValidateReport, own: Sequence[LayerDistance]) -> None:
+    table = Table("output", *_METRICS, box=None)
+    for output in report.outputs:
+        table.add_row(f"ST: {output.output}", *(_text(getattr(output, key)) for key in _METRICS))
+    for row in own:
+        table.add_row(f"onnxq: {row.tensor}", *(_text(getattr(row, key)) for key in _METRICS))
+    screen.text.print(table)
+    screen.say(
+        "  ST: the C model against ONNX Runtime on the same INT8 file. onnxq: INT8 against FP32. "
+        "Names and definitions are the same; a `mean` far from 0 is an offset that `cos` hides."
+    )
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"

@@ -1,0 +1,132 @@
+"""Reports of ST's tool: read whole or refused. The fixtures follow what public reports show."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from onnxq.errors import UsageError
+from onnxq.handoff.st_reports import parse_generate, parse_info, parse_validate, read_report
+
+FIXTURES = Path(__file__).parent / "fixtures" / "st"
+GENERATE = (FIXTURES / "network_generate_report.txt").read_text()
+INFO = (FIXTURES / "network_c_info.json").read_text()
+VALIDATE = (FIXTURES / "network_validate_report.txt").read_text()
+
+
+def test_a_generate_report_gives_version_format_epochs_and_pools():
+    report = read_report(FIXTURES / "network_generate_report.txt")
+    assert report.tool_version == "4.0.1-20581"
+    assert report.model_format == "ss/sa per channel"
+    assert [epoch.runs for epoch in report.epochs] == ["hardware"] * 6
+    pools = {pool.pool: (pool.used_bytes, pool.size_bytes) for pool in report.pools}
+    assert len(pools) == 8
+    assert pools["cpuRAM2"] == (0, 1048576)
+    assert pools["npuRAM5"] == (608, 458752)
+    assert pools["hyperRAM"] == (0, 33554432)
+
+
+def test_software_epochs_carry_what_runs_there():
+    text = GENERATE.replace("of which 0", "of which 2")
+    text = text.replace("epoch 3       HW", "epoch 3      -SW-   (     Softmax     )")
+    text = text.replace("epoch 6       HW", "epoch 6      -SW-   ( ReduceMean )")
+    epochs = parse_generate(text, "r.txt").epochs
+    software = [(e.number, e.operation) for e in epochs if e.runs == "software"]
+    assert software == [(3, "Softmax"), (6, "ReduceMean")]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ("512  B", 512),
+        ("1.500 kB", 1536),
+        ("1.500 KiB", 1536),
+        ("2.000 MB", 2 * 1024**2),
+        ("1,024 B", 1024),
+    ],
+)
+def test_units_count_in_1024(size, expected):
+    text = GENERATE.replace("0.594 kB /", f"{size} /")
+    pools = {pool.pool: pool.used_bytes for pool in parse_generate(text, "r.txt").pools}
+    assert pools["npuRAM5"] == expected
+
+
+def test_the_line_of_a_pool_that_cannot_be_read_is_no_empty_pool():
+    with pytest.raises(UsageError, match=r"npuRAM5 .*cannot be read"):
+        parse_generate(GENERATE.replace("0.594 kB /", "much /"), "r.txt")
+
+
+@pytest.mark.parametrize("lines", [5, 25, 40])
+def test_a_report_that_is_cut_off_is_refused(lines):
+    with pytest.raises(UsageError, match="epochs"):
+        parse_generate("\n".join(GENERATE.splitlines()[:-lines]), "r.txt")
+
+
+def test_a_miscount_of_software_epochs_is_refused():
+    with pytest.raises(UsageError, match=r"6 epochs \(1 in software\) and lists 6 \(0 in"):
+        parse_generate(GENERATE.replace("of which 0", "of which 1"), "r.txt")
+
+
+def test_the_summary_of_a_validation_gives_every_metric():
+    (output,) = read_report(FIXTURES / "network_validate_report.txt").outputs
+    assert output.output == "X-cross #1"
+    assert output.acc is None
+    assert (output.rmse, output.mae, output.l2r) == (0.0000629, 0.0000086, 0.000667)
+    assert (output.mean, output.std) == (-0.0000021, 0.0000628)
+    assert (output.nse, output.cos) == (0.999939, 1.0)
+
+
+def test_lines_of_pairs_are_read_where_there_is_no_summary():
+    line = "rmse=0.0000629 mae=0.0000086 l2r=0.000667 nse=0.999939 cos=1.000000"
+    (output,) = parse_validate(line, "v.txt").outputs
+    assert (output.rmse, output.nse, output.cos) == (0.0000629, 0.999939, 1.0)
+    assert (output.mean, output.std) == (None, None)
+    table = parse_validate(VALIDATE, "v.txt").outputs[0]
+    pairs = parse_validate(VALIDATE.partition("Evaluation")[0], "v.txt").outputs[0]
+    assert pairs.model_dump(exclude={"output"}) == table.model_dump(exclude={"output"})
+
+
+def test_an_accuracy_in_percent_is_a_share():
+    (output,) = parse_validate(VALIDATE.replace("n.a.   ", "97.50% "), "v.txt").outputs
+    assert output.acc == 0.975
+
+
+def test_c_info_gives_bytes_by_pool_and_cycles_by_epoch():
+    report = read_report(FIXTURES / "network_c_info.json")
+    assert (report.schema_version, report.tool_version) == ("2.0", "4.0.1-20581")
+    assert {pool.pool: pool.used_bytes for pool in report.pools} == {
+        "npuRAM5": 576,
+        "octoFlash": 182,
+    }
+    assert [epoch.cycles for epoch in report.epochs] == [5120, 640, 320]
+    assert report.buffers == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"json_schema_version": "1.0"}, "schema version `1.0`"),
+        ({"buffers": None}, "no list of `buffers`"),
+        ({"buffers": [{"name": "a", "size_bytes": 3}]}, "none of mempool"),
+        ({"buffers": [{"mempool": "a", "size_bytes": "many"}]}, "`many` stands where"),
+        ({"epochs": [{"mapping": "DSP"}]}, "runs on `DSP`"),
+    ],
+)
+def test_json_of_another_form_is_refused_by_what_is_wrong_with_it(change, said):
+    with pytest.raises(UsageError, match=said):
+        parse_info(json.dumps(json.loads(INFO) | change), "c.json")
+
+
+@pytest.mark.parametrize("text", ["", "hello", "{", "{}", "rmse=", "epoch 1 HW"])
+def test_what_is_no_report_is_refused(tmp_path, text):
+    (tmp_path / "r.txt").write_text(text)
+    with pytest.raises(UsageError):
+        read_report(tmp_path / "r.txt")
+
+
+def test_a_file_that_is_missing_or_binary_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_report(tmp_path / "none.txt")
+    (tmp_path / "r.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_report(tmp_path / "r.txt")
