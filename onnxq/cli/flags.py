@@ -39,7 +39,7 @@ __all__ = [
 _MOST_FINDINGS = 8
 _FOR_RECIPES = frozenset({"build_dir"})
 _RESOURCES = frozenset({"workers", "ray", "max_memory", "checkpoint"})
-_WITH_RECIPE = _FOR_RECIPES | _RESOURCES | {"target", "as_json", "quiet", "verbose"}
+_WITH_RECIPE = _FOR_RECIPES | _RESOURCES | {"target", "split", "as_json", "quiet", "verbose"}
 path_type = click.Path(path_type=Path)
 target_option = click.option(
     "--target",

@@ -1,0 +1,92 @@
+"""A recipe whose graph ships in parts: they are what is judged, and they are the whole graph."""
+
+import numpy as np
+import onnx
+import pytest
+
+PARTS = [
+    {
+        "name": "Features",
+        "inputs": [{"tensor": "picture"}],
+        "outputs": [{"tensor": "globalaveragepool_1", "name": "features", "shape": [1, 8]}],
+    },
+    {
+        "name": "Head",
+        "inputs": [{"tensor": "globalaveragepool_1", "name": "features", "shape": [1, 8]}],
+        "outputs": [{"tensor": "brightness"}],
+    },
+]
+
+
+@pytest.mark.parametrize("target", ["ort-x86", "stm32n6"])
+def test_the_parts_are_judged_and_equal_the_whole(tiny, onnxq, target):
+    tiny.values |= {"target": target, "split": {"parts": PARTS}}
+
+    result = onnxq(*tiny.arguments("--to", "verify"))
+
+    assert result.code == 0, result.err
+    report = tiny.record("verify", "report.json")
+    assert report["parts"]["max_as_written"] == 0
+    assert [part["name"] for part in report["parts"]["parts"]] == ["Features.onnx", "Head.onnx"]
+    hops = {hop["hop"]: hop for hop in report["parity"]}
+    assert hops["whole graph → parts"]["max_absolute"] <= 1e-4
+
+
+def test_neighbouring_parts_share_scale_and_zero_point(tiny, onnxq):
+    tiny.values |= {"split": {"parts": PARTS}}
+
+    assert onnxq(*tiny.arguments("--to", "quantize")).code == 0
+
+    folder = tiny.build / "quantize" / "parts"
+    ends = []
+    for name, op_type, index in (
+        ("Features", "DequantizeLinear", -1),
+        ("Head", "QuantizeLinear", 0),
+    ):
+        graph = onnx.load(folder / f"{name}.onnx").graph
+        constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+        nodes = [
+            node
+            for node in graph.node
+            if node.op_type == op_type and node.input[0] not in constants
+        ]
+        ends.append([constants[name] for name in nodes[index].input[1:]])
+    np.testing.assert_equal(ends[0], ends[1])
+
+
+def test_parts_for_other_targets_leave_the_graph_whole(tiny, onnxq):
+    tiny.values |= {"split": {"targets": ["stm32n6"], "parts": PARTS}}
+
+    assert onnxq(*tiny.arguments("--to", "verify")).code == 0
+
+    assert tiny.record("verify", "report.json")["parts"] is None
+    assert not (tiny.build / "quantize" / "parts").exists()
+
+
+def test_a_part_that_was_changed_on_disk_is_found_out(tiny, onnxq):
+    tiny.values |= {"split": {"parts": PARTS}}
+    assert onnxq(*tiny.arguments("--to", "quantize")).code == 0
+    part = tiny.build / "quantize" / "parts" / "Head.onnx"
+    part.write_bytes(part.read_bytes() + b"\n")
+
+    result = onnxq(*tiny.arguments("--to", "verify"))
+
+    assert result.code == 0  # the stage is not current any more, and is run again
+    assert "✓ quantize" in result.out
+
+
+def test_a_cut_at_a_tensor_that_is_not_there_names_the_nearest(tiny, onnxq):
+    wrong = [PARTS[0] | {"outputs": [{"tensor": "globalaveragepool1"}]}, PARTS[1]]
+    tiny.values |= {"split": {"parts": wrong}}
+
+    result = onnxq(*tiny.arguments())
+
+    assert result.code == 2
+    assert "globalaveragepool_1" in result.err
+
+
+def test_cuts_are_proposed_as_lines_for_a_recipe(tiny, onnxq):
+    result = onnxq("export", str(tiny.recipe), "--build-dir", str(tiny.build), "--propose-split")
+
+    assert result.code == 0, result.err
+    assert "no cut to propose" in result.out
