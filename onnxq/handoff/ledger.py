@@ -23,6 +23,7 @@ __all__ = [
     "StoredConstant",
     "constants_of_node",
     "ledger",
+    "ledger_lines",
     "operators_of",
     "parameters_bytes",
     "per_sample",
@@ -32,6 +33,7 @@ __all__ = [
 _PIECE = 1 << 20
 _CONFIGURED = frozenset({"Clip", "Pad", "Resize", "Upsample"})  # their constants are settings
 _INDEXED = ("Gather", "Scatter")  # integers beside these are data
+_LISTED = 5
 _RATIO_SLACK = 1.02  # names and shapes take bytes too
 
 
@@ -266,3 +268,42 @@ def _compressed(path: Path) -> int:
         while piece := file.read(_PIECE):
             total += len(packer.compress(piece))
     return total + len(packer.flush())
+
+
+# --- what a report says -------------------------------------------------------------------------
+
+
+def ledger_lines(ledgers: Sequence[Ledger], target: Target) -> list[str]:
+    """Lines of Markdown: sizes, the heaviest layers, the cost of one sample over all models."""
+    lines: list[str] = []
+    for entry in ledgers:
+        lines.append(
+            f"- `{entry.model}`: {entry.macs:,} multiply-accumulates and {entry.weight_bytes:,} "
+            f"bytes of weights a call, {entry.calls} calls a sample"
+        )
+        lines += [f"  - {_size_text(row)}" for row in entry.sizes]
+        heaviest = sorted(entry.layers, key=lambda layer: -layer.macs)[:_LISTED]
+        lines += [
+            f"  - {layer.op_type} `{layer.node}`: {layer.macs:,} multiply-accumulates, "
+            f"{layer.weight_bytes:,} bytes of weights"
+            for layer in heaviest
+        ]
+        lines += [f"  - WARNING: {warning}" for warning in entry.warnings]
+    total = per_sample(ledgers, target)
+    lines.append(
+        f"- one sample: {total.macs_per_sample:,} multiply-accumulates, "
+        f"{total.weight_bytes_per_sample:,} bytes of weights read, if each call reads all of them"
+    )
+    if total.bound is not None:
+        lines.append(
+            f"- BOUND, no measurement: not below {total.bound.at_least_ms:.3g} ms a sample "
+            f"({total.bound.how}; {total.bound.source})"
+        )
+    return lines
+
+
+def _size_text(row: SizeLine) -> str:
+    if row.int8_bytes is None:
+        return f"{row.what}: {row.fp32_bytes:,} bytes"
+    ratio = row.fp32_bytes / row.int8_bytes if row.int8_bytes else 0.0
+    return f"{row.what}: {row.fp32_bytes:,} → {row.int8_bytes:,} bytes ({ratio:.2f} times less)"

@@ -290,13 +290,20 @@ def _buffers(
 
 
 def _handed_on(step: _Step, target: Target) -> ir.Value | None:
-    """The value whose bytes the step leaves in place as its result; None if it writes anew."""
-    if step.node.op_type not in target.in_place_ops or len(step.writes) != 1 or not step.reads:
+    """The value whose bytes the step leaves in place as its result; None if it writes anew.
+
+    An operator that could be folded overwrites a float that nobody else reads.
+    """
+    if len(step.writes) != 1 or not step.reads:
         return None
     source, result = step.reads[0], step.writes[0]
     if source.dtype != result.dtype or _parameters(source) != _parameters(result):
         return None
-    return source
+    if step.node.op_type in target.in_place_ops:
+        return source
+    alone = len(source.uses()) == 1 and not source.is_graph_output() and source.producer()
+    in_float = _parameters(source) is None
+    return source if step.node.op_type in target.folded_ops and alone and in_float else None
 
 
 def _integer_operators(target: Target) -> frozenset[str]:

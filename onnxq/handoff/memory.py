@@ -161,9 +161,10 @@ def _assumptions(target: Target) -> tuple[str, ...]:
         f"in place where parameters do not change: {stays}"
         if stays
         else "no operator works in place",
+        "a Relu or Clip overwrites a float tensor that nobody else reads",
         "no scratch memory of operators, no copies for another layout",
         "flash holds the weights alone; the share of code, and what the compiler makes of scales "
-        "and zero points, is unknown",
+        "and zero points, is unknown (ST states 1.2 times the weights' bytes for MobileNetV2)",
     ]
     if target.memory:
         said.append("pools of one use are taken as one piece")

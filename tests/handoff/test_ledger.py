@@ -7,7 +7,7 @@ import pytest
 
 from handoff.qdq_models import small_net
 from onnxq.errors import UsageError
-from onnxq.handoff.ledger import ledger, per_sample
+from onnxq.handoff.ledger import ledger, ledger_lines, per_sample
 from onnxq.target import load_target
 
 N6, X86 = load_target("stm32n6"), load_target("ort-x86")
@@ -93,3 +93,13 @@ def test_what_two_nodes_share_is_stored_once(tmp_path):
     found = ledger(tmp_path / "m.onnx", N6)
     assert found.weight_bytes == sum(line.weight_bytes for line in found.layers) - 4 * 5
     assert ir.DataType.FLOAT.itemsize == np.dtype(np.float32).itemsize
+
+
+def test_the_lines_tell_the_cost_of_a_sample_and_call_the_bound_one(nets, fp32):
+    entry = ledger(nets["stm32n6"], N6, fp32=fp32, calls=24)
+    text = "\n".join(ledger_lines([entry], N6))
+    assert f"one sample: {24 * entry.macs:,} multiply-accumulates" in text
+    assert "BOUND, no measurement" in text
+    sizes = [path.stat().st_size for path in (fp32, nets["stm32n6"])]
+    assert f"file: {sizes[0]:,} → {sizes[1]:,} bytes" in text
+    assert "BOUND" not in "\n".join(ledger_lines([ledger(nets["ort-x86"], X86)], X86))
