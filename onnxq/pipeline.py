@@ -20,6 +20,7 @@ from onnxq.artifacts import (
 )
 from onnxq.calibrate.resources import Resources, forget_pieces
 from onnxq.errors import PluginError
+from onnxq.handoff.origin import origin_of_recipe
 from onnxq.progress import Progress, silent
 from onnxq.provenance import cpu_flags, versions
 from onnxq.recipe import DataSource, Recipe
@@ -312,8 +313,11 @@ def _hand_off(work: _Work, outcome: Outcome) -> Outcome:
     exported, quantized = _needed(outcome.exported), _needed(outcome.quantized)
     report = _needed(outcome.report)
     section = work.recipe.handoff
+    origin = origin_of_recipe(work.recipe, work.calibration_samples, work.evaluation_samples)
+    text = work.recipe.written.text
     facts = {
         "section": section.model_dump(mode="json"),
+        "origin": [origin.model_dump(mode="json"), text],
         "report": sha256_of_source(work.build.stage("verify")),
     }
 
@@ -329,6 +333,8 @@ def _hand_off(work: _Work, outcome: Outcome) -> Outcome:
             target=work.target,
             section=section,
             samples=work.evaluation_samples,
+            origin=origin,
+            recipe_text=text,
             folder=folder,
         )
 

@@ -1,12 +1,20 @@
 """The recipe: what a person writes, checked word by word."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from annotated_types import Ge, Gt, Le
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from onnxq.errors import RecipeError, nearest
 from onnxq.plugins import is_reference
@@ -32,6 +40,7 @@ __all__ = [
     "ValueSection",
     "VerifySection",
     "Waiver",
+    "Written",
     "load_recipe",
 ]
 
@@ -319,6 +328,15 @@ class HandoffSection(Section):
     waive: tuple[Waiver, ...] = ()
 
 
+@dataclass(frozen=True)
+class Written:
+    """A recipe as it was read: where it lies, its text, and the settings that overrule it."""
+
+    path: Path
+    text: str
+    settings: tuple[str, ...]
+
+
 class Recipe(Section):
     """A system from checkpoint to bundle. Paths are relative to the recipe's folder.
 
@@ -337,6 +355,14 @@ class Recipe(Section):
     quantize: QuantizeSection = QuantizeSection()
     verify: VerifySection
     handoff: HandoffSection = HandoffSection()
+    _written: Written | None = PrivateAttr(None)
+
+    @property
+    def written(self) -> Written:
+        """What it was read from. Raises RecipeError if it was made in memory."""
+        if self._written is None:
+            raise RecipeError("was not read from a file", where=self.name)
+        return self._written
 
     @property
     def parts(self) -> tuple[PartSection, ...]:
@@ -346,8 +372,12 @@ class Recipe(Section):
         return self.split.parts
 
 
-def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
+def load_recipe(
+    path: Path, settings: tuple[str, ...] = (), *, place: Path | None = None
+) -> Recipe:
     """Read a YAML recipe, apply ``key.sub=value`` settings, resolve its paths.
+
+    A copy that lies elsewhere is read as if it lay at ``place``.
 
     Raises RecipeError that names the line of the fault, with the nearest known key for a typo.
     """
@@ -374,7 +404,10 @@ def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
             "\n".join(_explain(error, tree, path) for error in fault.errors()),
             do="`onnxq schema` prints every key with its type",
         ) from fault
-    return _with_absolute_paths(recipe, path.resolve().parent)
+    place = (place or path).resolve()
+    recipe = _with_absolute_paths(recipe, place.parent)
+    recipe._written = Written(place, text, settings)
+    return recipe
 
 
 def _syntax_error(path: Path, text: str, fault: yaml.YAMLError) -> RecipeError:

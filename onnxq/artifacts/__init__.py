@@ -54,6 +54,7 @@ from onnxq.artifacts.memory import (
     TimeBound,
     ValidateReport,
 )
+from onnxq.artifacts.origin import Ingredient, Origin, RebuildCheck
 from onnxq.artifacts.quantization import Conversion, FloatNode, QuantizedModel, TensorParameters
 from onnxq.artifacts.rules import NodePrediction, Prediction, PredictionShare, RuleResult
 from onnxq.artifacts.split import HostStep, Manifest, PartFacts, RunStep, Step
@@ -106,6 +107,7 @@ __all__ = [
     "GroupRow",
     "HostStep",
     "InfoReport",
+    "Ingredient",
     "InputRow",
     "Interval",
     "LayerCost",
@@ -118,6 +120,7 @@ __all__ = [
     "NodePrediction",
     "NodeTime",
     "OperatorTime",
+    "Origin",
     "OutputDistance",
     "OutputMetrics",
     "OutsideRow",
@@ -133,6 +136,7 @@ __all__ = [
     "ProcessorRow",
     "Provenance",
     "QuantizedModel",
+    "RebuildCheck",
     "Record",
     "RuleResult",
     "RunStep",

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from onnxq.artifacts.base import FileFacts, Provenance, Record, Verdict
+from onnxq.artifacts.origin import Origin
 from onnxq.artifacts.rules import RuleResult
 
 __all__ = [
@@ -28,4 +29,5 @@ class Bundle(Record):
     files: tuple[FileFacts, ...]
     rules: tuple[RuleResult, ...]
     answers: AnswerCheck
+    origin: Origin | None = None
     provenance: Provenance

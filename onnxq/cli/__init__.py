@@ -22,6 +22,7 @@ _COMMANDS = {
     "quantize": ("onnxq.cli.stages", "Write the INT8 Q/DQ model."),
     "verify": ("onnxq.cli.stages", "Judge INT8 against FP32 on the task's own metric."),
     "handoff": ("onnxq.cli.stages", "Check the target's rules and pack the bundle."),
+    "rebuild": ("onnxq.cli.rebuild", "Make a bundle again and prove that every byte is the same."),
     "inspect": ("onnxq.cli.inspect", "Show what is integer in a model, what is not, and why."),
     "convert": ("onnxq.cli.convert", "Change activations between int8 and uint8, same numbers."),
     "targets": ("onnxq.cli.look", "List the targets, or show one."),

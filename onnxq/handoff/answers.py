@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Shaped
 
 from onnxq import sample_checks
-from onnxq.artifacts import AnswerCheck, ValueFacts
+from onnxq.artifacts import AnswerCheck, Manifest, ValueFacts
 from onnxq.errors import DataError
 from onnxq.handoff.contract import Contract, InputOutput
 from onnxq.provenance import cpu_flags
 from onnxq.runtime import Optimization, Session
 from onnxq.samples import Samples
+from onnxq.splitting.manifest import MANIFEST, PartsSession
+from onnxq.store import load_record
 from onnxq.target import Target
 
 __all__ = ["made_up_samples", "make_answers", "replay"]
@@ -39,7 +41,8 @@ def make_answers(
     ``input.<name>`` and ``output.<name>`` hold one vector per row, with the model's own shape
     behind; ``other.<name>`` the outputs under the other level of optimization, where they differ in
     any bit; ``index``, ``labels`` and ``groups`` what is known of each; ``about`` says in JSON how
-    the answers were made. Raises DataError if there is no sample, RuntimeFailureError.
+    the answers were made. ``model`` may be the manifest of a graph in parts, and ``contract`` that
+    of the whole. Raises DataError if there is no sample, RuntimeFailureError.
     """
     if not len(samples):
         raise DataError("holds no sample for the known answers", where=samples.name)
@@ -132,8 +135,14 @@ def _filling_batch(row: Mapping[str, Array], contract: Contract) -> dict[str, Ar
 def _run(
     model: Path, level: Optimization, target: Target, rows: Sequence[Mapping[str, Array]]
 ) -> list[dict[str, Array]]:
-    session = Session(model, optimization=level, threads=THREADS, config=target.session_options)
-    return list(session.run_each(iter(rows)))
+    config = target.session_options
+    session: Session | PartsSession
+    if model.name == MANIFEST:
+        manifest = load_record(Manifest, model)
+        session = PartsSession(manifest, model.parent, optimization=level, config=config)
+    else:
+        session = Session(model, optimization=level, threads=THREADS, config=config)
+    return [session.run(row) for row in rows]
 
 
 def _same(left: Sequence[Mapping[str, Array]], right: Sequence[Mapping[str, Array]]) -> bool:

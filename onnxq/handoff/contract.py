@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import onnx
 import onnx_ir as ir
+from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict
 
 from onnxq.affine import quantize
@@ -19,7 +20,14 @@ from onnxq.graph import values_of
 from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE, parameter_of, quantized_type
 from onnxq.qtypes import AffineParameters, IntType
 
-__all__ = ["Contract", "InputOutput", "QuantizationFacts", "contract"]
+__all__ = [
+    "Contract",
+    "InputOutput",
+    "QuantizationFacts",
+    "byte_table",
+    "contract",
+    "plain_layout",
+]
 
 _MOVERS = frozenset(
     {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice", "Split"}
@@ -36,7 +44,8 @@ class QuantizationFacts(_Facts):
     """How real values and integers belong together: ``real = (q - zero_point) * scale``.
 
     ``node`` is the Q or DQ of the file that says so; ``examples`` are real values with their
-    integers; ``real_low`` and ``real_high`` the ends of what can be said.
+    integers; ``real_low`` and ``real_high`` the ends of what can be said. Of an input that is made
+    of picture bytes, ``byte / byte_divisor`` is the real value; ``byte_image`` says it in words.
     """
 
     node: str
@@ -49,7 +58,13 @@ class QuantizationFacts(_Facts):
     dequantize: str
     examples: tuple[tuple[float, int], ...]
     domain_covered: bool | None = None
+    byte_divisor: int | None = None
     byte_image: str = ""
+
+    @property
+    def affine(self) -> AffineParameters:
+        """Scale, zero point and type."""
+        return AffineParameters(self.scale, self.zero_point, self.type)
 
 
 class InputOutput(_Facts):
@@ -131,7 +146,7 @@ def _of_output(facts: ValueFacts, value: ir.Value) -> InputOutput:
         node = node.inputs[0].producer()
     known = node is not None and node.op_type == DEQUANTIZE
     note = "" if known else "computed in float: no integer form of it exists in the file"
-    return _entry(facts, "output", _plain_layout(facts.shape), node if known else None, note)
+    return _entry(facts, "output", plain_layout(facts.shape), node if known else None, note)
 
 
 def _entry(
@@ -148,7 +163,9 @@ def _entry(
         shape=facts.shape,
         layout=layout,
         domain=facts.domain,
-        quantization=None if node is None else _quantization(node, facts.domain, direction),
+        quantization=None
+        if node is None
+        else _quantization(node, facts.domain, layout if direction == "input" else ""),
         note=note,
     )
 
@@ -185,7 +202,7 @@ def _text_of(parameters: AffineParameters) -> str:
 
 
 def _quantization(
-    node: ir.Node, domain: tuple[float, float] | None, direction: Literal["input", "output"]
+    node: ir.Node, domain: tuple[float, float] | None, input_layout: str
 ) -> QuantizationFacts:
     known = _parameters(node)
     scale, point, kind = known.scale, known.zero_point, known.type
@@ -193,6 +210,7 @@ def _quantization(
     reals = sorted({low, 0.0, high} | set(domain or ()))
     integers = quantize(np.array(reals, np.float32), scale, point, kind)
     half = scale / 2
+    divisor = _byte_divisor(domain, input_layout) if input_layout else None
     return QuantizationFacts(
         node=node.name or node.outputs[0].name or node.op_type,
         type=kind,
@@ -209,31 +227,36 @@ def _quantization(
         domain_covered=(
             None if domain is None else low - half <= domain[0] and domain[1] <= high + half
         ),
-        byte_image=_byte_image(known, domain) if direction == "input" else "",
+        byte_divisor=divisor,
+        byte_image=_byte_image(known, divisor, known_domain=domain is not None) if divisor else "",
     )
 
 
-def _byte_image(parameters: AffineParameters, domain: tuple[float, float] | None) -> str:
-    """How a byte b of a picture becomes this integer, if b / 255 is the real value."""
-    if domain not in (None, (0.0, 1.0)):
-        return ""
-    known = "" if domain else "no domain is declared; if byte / 255 is the real value: "
-    pixels = np.arange(256)
-    exact = quantize(
-        (pixels / 255).astype(np.float32),
-        parameters.scale,
-        parameters.zero_point,
-        parameters.type,
-    ).astype(int)
+def _byte_divisor(domain: tuple[float, float] | None, layout: str) -> int | None:
+    """What makes real values of picture bytes; None for an input that is no picture."""
+    if domain is None:
+        return 255 if {"C", "H", "W"} <= set(layout) else None
+    return {(0.0, 1.0): 255, (0.0, 255.0): 1}.get(domain)
+
+
+def byte_table(parameters: AffineParameters, divisor: int) -> Int[np.ndarray, "256"]:
+    """The integer of every byte of a picture, where ``byte / divisor`` is the real value."""
+    reals = (np.arange(256) / divisor).astype(np.float32)
+    return quantize(reals, parameters.scale, parameters.zero_point, parameters.type).astype(int)
+
+
+def _byte_image(parameters: AffineParameters, divisor: int, *, known_domain: bool) -> str:
+    """How a byte of a picture becomes this integer."""
+    known = "" if known_domain else "no domain is declared; if byte / 255 is the real value: "
     shift = parameters.type.qmin
     short = f"q = byte - {-shift}" if shift else "q = byte"
-    wrong = int(np.abs(exact - (pixels + shift)).max())
-    if wrong == 0:
+    off = np.abs(byte_table(parameters, divisor) - (np.arange(256) + shift))
+    if not off.any():
         return f"{known}{short} is exact for all 256 bytes"
     return (
-        f"{known}divide the byte by 255 and quantize as said; {short} is WRONG here, by up to "
-        f"{wrong} steps, as the scale is {parameters.scale!r} and the zero point "
-        f"{parameters.zero_point}"
+        f"{known}{'divide the byte by 255' if divisor == 255 else 'take the byte as it is'} and "
+        f"quantize as said; {short} is WRONG here, by up to {off.max()} steps, as the scale is "
+        f"{parameters.scale!r} and the zero point {parameters.zero_point}"
     )
 
 
@@ -256,10 +279,11 @@ def _layout(value: ir.Value) -> str:
         elif node.op_type not in (QUANTIZE, DEQUANTIZE):
             break
         at = node.outputs[0] if len(order) == rank else None
-    return _plain_layout(tuple(value.shape or ()))
+    return plain_layout(tuple(value.shape or ()))
 
 
-def _plain_layout(shape: Sequence[object]) -> str:
+def plain_layout(shape: Sequence[object]) -> str:
+    """The order of numbers, in words, where no letters are known for the axes."""
     return f"row-major, {len(shape)} axes, the last varying fastest"
 
 

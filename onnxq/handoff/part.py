@@ -13,6 +13,7 @@ from jaxtyping import Shaped
 from onnxq.artifacts import AnswerCheck
 from onnxq.handoff.answers import make_answers, replay
 from onnxq.handoff.bundle import refuse_inexact_answers
+from onnxq.handoff.c_self_test import write_c_files
 from onnxq.handoff.contract import Contract
 from onnxq.samples import Samples
 from onnxq.store import save_record
@@ -47,6 +48,7 @@ def write_part(folder: Path, part: Part, samples: Samples, count: int) -> Answer
     save_record(part.contract, folder / CONTRACT_FILE)
     arrays = make_answers(folder / name, part.contract, target, samples, count)
     _save_arrays(folder / ANSWERS_FILE, arrays)
+    write_c_files(folder, part.contract, arrays)
     if any("{answers}" in command for command in target.commands):
         _write_validation_arrays(folder, arrays, part.contract)
     with np.load(folder / ANSWERS_FILE, allow_pickle=False) as written:

@@ -60,10 +60,12 @@ def _first_checks(contents: Contents) -> str:
     level = _LEVEL[contents.answers.optimization]
     source = "random numbers, as no data was given" if contents.made_up else "held-out samples"
     return (
-        "## Is it whole?\n\n```sh\nsha256sum -c SHA256SUMS\npython check_answers.py\n```\n\n"
-        "`check_answers.py` needs numpy and onnxruntime only. It replays "
-        f"{contents.answers.vectors} vectors ({source}) under {level} with one thread; here every "
-        f"answer came out bit for bit.\n\n{listing}"
+        "## Is it whole?\n\n```sh\nsha256sum -c SHA256SUMS\npython selftest.py\n```\n\n"
+        "The scripts need numpy and onnxruntime only (`pip install -r requirements.txt`). "
+        f"`selftest.py` computes {contents.answers.vectors} known answers again ({source}) under "
+        f"{level} with one thread, says by how many steps of the output they differ, and how long "
+        "one sample takes. On the machine that made this bundle every answer came out bit for bit."
+        f"\n\n{listing}"
     )
 
 
@@ -105,8 +107,6 @@ def _running(contents: Contents) -> str:
     }
     commands = "\n".join(_filled(command, names) for command in target.commands)
     parts = [f"## Run it on {target.title}\n\n```sh\n{commands}\n```"]
-    if target.judged_as == "runtime":
-        parts.append(f"```python\n{_snippet(contents)}\n```")
     if "validate_inputs.npz" in contents.files:
         parts.append(
             "`validate_inputs.npz` holds the known inputs, one array per graph input in the order "
@@ -114,7 +114,23 @@ def _running(contents: Contents) -> str:
             "names ST's tool expects was not tried."
         )
     parts.append("\n".join(f"- {note}" for note in target.notes))
+    parts.append(_in_python(contents))
+    if "self_test.c" in contents.files:
+        parts.append(_IN_C)
     return "\n\n".join(parts)
+
+
+_IN_C = """\
+## In C
+
+`contract.h` (C99, no library but `libm`) holds shapes, scales and zero points, and functions that
+quantize and dequantize; `known_answers.h` the known answers as arrays. `self_test.c` judges these
+functions, or your own in their place: its first lines say how.
+
+```sh
+gcc -std=c99 -Wall -Wextra -Werror -pedantic self_test.c -o self_test -lm
+./self_test
+```"""
 
 
 def _filled(command: str, names: dict[str, str]) -> str:
@@ -123,19 +139,32 @@ def _filled(command: str, names: dict[str, str]) -> str:
     return command
 
 
-def _snippet(contents: Contents) -> str:
+def _in_python(contents: Contents) -> str:
+    """Two ways to run it, made from the names of this very file; both run as they stand."""
+    contract = contents.contract
+    feed = ", ".join(f"{v.name!r}: known[{f'input.{v.name}'!r}][0]" for v in contract.inputs)
+    integers = [
+        f"integers = load('.').quantize({v.name!r}, inputs[{v.name!r}])  # {v.quantization.type}"
+        for v in contract.inputs
+        if v.quantization is not None and v.dtype.startswith("float")
+    ]
     options = "".join(
         f"options.add_session_config_entry({key!r}, {value!r})\n"
         for key, value in contents.target.session_options.items()
     )
-    feed = ", ".join(f"{value.name!r}: ..." for value in contents.contract.inputs)
     return (
-        "import onnxruntime as ort\n\noptions = ort.SessionOptions()\n"
-        "options.graph_optimization_level = "
+        "## In Python\n\n`run.py` checks type, shape and declared domain of what it is fed; its "
+        "`Runner` is for your own program:\n\n```python\n"
+        "import numpy as np\nfrom contract import load\nfrom run import Runner\n\n"
+        'known = np.load("known_answers.npz")\n'
+        f"inputs = {{{feed}}}\noutputs = Runner('.').run(inputs)\n"
+        + "".join(f"{line}\n" for line in integers[:1])
+        + "```\n\nThe same with ONNX Runtime alone, which checks no domain:\n\n```python\n"
+        'import numpy as np\nimport onnxruntime as ort\n\nknown = np.load("known_answers.npz")\n'
+        "options = ort.SessionOptions()\noptions.graph_optimization_level = "
         f"ort.GraphOptimizationLevel.{_LEVEL[contents.answers.optimization]}\n{options}"
-        f"session = ort.InferenceSession({contents.contract.model!r}, options, "
-        'providers=["CPUExecutionProvider"])\n'
-        f"outputs = session.run(None, {{{feed}}})"
+        f"session = ort.InferenceSession({contract.model!r}, options, "
+        f'providers=["CPUExecutionProvider"])\noutputs = session.run(None, {{{feed}}})\n```'
     )
 
 

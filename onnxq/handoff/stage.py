@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from onnxq.artifacts import (
     Bundle,
     ExportedModel,
     FileFacts,
+    Origin,
     QuantizedModel,
     RuleResult,
     Verdict,
@@ -29,6 +29,7 @@ from onnxq.handoff.check import check, refuse_broken_rules
 from onnxq.handoff.contract import Contract, contract
 from onnxq.handoff.part import Part, write_part
 from onnxq.handoff.readme import Contents, readme, unverified_notice
+from onnxq.handoff.stand_alone import write_scripts
 from onnxq.recipe import HandoffSection
 from onnxq.samples import Samples
 from onnxq.store import atomic_folder, facts_of_file, save_record, sha256_of_file
@@ -36,7 +37,7 @@ from onnxq.target import Target
 
 __all__ = ["BUNDLE_FILE", "hand_off"]
 
-BUNDLE_FILE, SUMS_FILE = "bundle.json", "SHA256SUMS"
+BUNDLE_FILE, SUMS_FILE, RECIPE_FILE = "bundle.json", "SHA256SUMS", "recipe.yaml"
 _REPORT_KINDS = frozenset({".html", ".md", ".json", ".xml"})
 _STAGE_NOTE = "stage.json"
 Array = Shaped[np.ndarray, "..."]
@@ -54,6 +55,8 @@ class _Judged:
     made_up_ranges: bool
     report: VerificationReport | None
     report_folder: Path | None
+    origin: Origin | None
+    recipe_text: str
 
 
 def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the bundle)
@@ -68,11 +71,14 @@ def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the
     report_folder: Path | None = None,
     samples: Samples | None = None,
     allow_unverified: bool = False,
+    origin: Origin | None = None,
+    recipe_text: str = "",
 ) -> Bundle:
     """Write the bundle of ``model`` for ``target`` into ``folder``, whole or not at all.
 
     ``samples`` are evaluation samples for the known answers; without any, answers of made-up
     numbers are written and called so. Without a report the bundle is stamped as unverified.
+    ``origin`` and the text of the recipe let it be made again.
     Raises TargetRuleError if a rule is broken without leave; JudgedError or DataError if the
     verdict is not ``passed`` (unless ``allow_unverified``); StaleRecordError if a record is about
     another file; RecipeError for a waiver of no rule; ModelError, RuntimeFailureError, StoreError.
@@ -91,6 +97,8 @@ def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the
         made_up_ranges=any(entry.key == MADE_UP_STAMP for entry in proto.metadata_props),
         report=report,
         report_folder=report_folder,
+        origin=origin,
+        recipe_text=recipe_text,
     )
     if samples is None:
         samples = made_up_samples(judged.contract, section.known_answers)
@@ -103,8 +111,9 @@ def _fill(folder: Path, judged: _Judged, samples: Samples, count: int) -> Bundle
     part = Part(judged.model, judged.contract, target)
     answers = write_part(folder, part, samples, count)
     _copy_report(judged.report_folder, folder / "report")
-    script = resources.files("onnxq.handoff") / "check_answers.py"
-    (folder / "check_answers.py").write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+    write_scripts(folder)
+    if judged.recipe_text:
+        (folder / RECIPE_FILE).write_text(judged.recipe_text, encoding="utf-8")
     if judged.verdict != "passed":
         notice = unverified_notice(judged.verdict).replace("**", "")
         (folder / "UNVERIFIED.txt").write_text(notice + "\n", encoding="utf-8")
@@ -123,6 +132,7 @@ def _fill(folder: Path, judged: _Judged, samples: Samples, count: int) -> Bundle
     files = [_facts(folder / file, folder) for file in _names(folder)]
     files.sort(key=lambda file: file.name != name)  # the model first
     bundle = make_bundle(files, target, judged.verdict, judged.rules, answers)
+    bundle = bundle.model_copy(update={"origin": judged.origin})
     save_record(bundle, folder / BUNDLE_FILE)
     sums = {file: sha256_of_file(folder / file) for file in _names(folder)}
     (folder / SUMS_FILE).write_text(checksums(sums), encoding="utf-8")

@@ -107,6 +107,7 @@ def hand_off_file(
 
     Raises ModelError for a file that is not quantized, and as ``hand_off`` does.
     """
+    from onnxq.handoff.origin import origin_of_file
     from onnxq.handoff.stage import hand_off
 
     if not any(node.op_type == "DequantizeLinear" for node in load_model(int8).graph.node):
@@ -116,15 +117,18 @@ def hand_off_file(
             do="run `onnxq quantize` on it, and hand off what that writes",
         )
     quantized = record_of(int8)
+    chosen = target_for(quantized, target)
+    samples = samples_for(int8, source) if source else None
     return hand_off(
         model=int8,
-        target=target_for(quantized, target),
+        target=chosen,
         folder=folder,
         quantized=quantized,
         report=load_record(VerificationReport, report / REPORT) if report else None,
         report_folder=report,
-        samples=samples_for(int8, source) if source else None,
+        samples=samples,
         allow_unverified=allow_unverified,
+        origin=origin_of_file(target or chosen.name, source or "", samples),
     )
 
 

@@ -30,7 +30,7 @@ def test_the_known_answers_come_out_of_plain_onnxruntime_bit_for_bit(tiny, onnxq
     bundle = tiny.build / "handoff"
 
     checked = subprocess.run(
-        [sys.executable, "check_answers.py"],
+        [sys.executable, "selftest.py"],
         cwd=bundle,
         capture_output=True,
         text=True,

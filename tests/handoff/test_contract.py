@@ -81,9 +81,24 @@ def test_a_byte_is_an_unsigned_integer_as_it_is():
 
 
 def test_without_a_domain_a_byte_is_spoken_of_under_a_condition():
-    value = of(image_model(1 / 255, -128)).inputs[0]
-    assert value.quantization.byte_image.startswith("no domain is declared; if byte / 255")
-    assert value.quantization.domain_covered is None
+    model = graph(data() + "r = MaxPool<kernel_shape=[2,2]>(xd) " + ended())
+    known = of(model).inputs[0].quantization
+    assert known.byte_image.startswith("no domain is declared; if byte / 255")
+    assert (known.domain_covered, known.byte_divisor) == (None, 255)
+
+
+@pytest.mark.parametrize(
+    ("domain", "divisor"), [((0.0, 1.0), 255), ((0.0, 255.0), 1), ((-1.0, 1.0), None), (None, None)]
+)
+def test_bytes_are_spoken_of_where_they_make_the_input(domain, divisor):
+    known = of(image_model(1 / 255, -128), None, exported(domain)).inputs[0].quantization
+    assert known.byte_divisor == divisor
+    assert bool(known.byte_image) == (divisor is not None)
+
+
+def test_a_byte_that_is_the_value_itself_is_divided_by_nothing():
+    known = of(image_model(1.0, -128), None, exported((0.0, 255.0))).inputs[0].quantization
+    assert known.byte_image == "q = byte - 128 is exact for all 256 bytes"
 
 
 def test_a_transposed_input_has_its_own_layout():

@@ -1,0 +1,97 @@
+"""``onnxq rebuild``."""
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from onnxq.artifacts import Bundle, Origin, RebuildCheck
+from onnxq.cli.console import DONE, Screen, command_options
+from onnxq.cli.flags import path_type
+from onnxq.errors import EXIT_PASSED, EXIT_WORSE, DataError, UsageError
+
+__all__ = ["rebuild"]
+
+_RECORD, _RECIPE = "bundle.json", "recipe.yaml"
+
+
+@click.command()
+@click.argument("bundle", type=path_type)
+@click.option(
+    "--recipe", type=path_type,
+    help="The recipe that it was made from, where it is not found: paths begin at its folder.",
+)  # fmt: skip
+@command_options
+def rebuild(bundle: Path, recipe: Path | None, screen: Screen) -> int:
+    """Make BUNDLE again from what it records, and compare every byte: exit 0 equal, 1 different.
+
+    Of a recipe's bundle everything is made again, from its own copy of the recipe; of a plain
+    file's bundle the hand-off alone.
+    """
+    from onnxq.handoff.rebuilt import changes_since, compare_bundles, listed_files
+    from onnxq.plain.rebuild import hand_off_again
+    from onnxq.provenance import provenance
+    from onnxq.store import load_record
+
+    listed_files(bundle)
+    record = load_record(Bundle, bundle / _RECORD)
+    if record.origin is None:
+        raise DataError(
+            "does not say what it was made from",
+            where=str(bundle),
+            do="hand it off again, with this version of onnxq",
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        if record.origin.kind == "recipe":
+            again = _run_again(bundle, record.origin, recipe, Path(scratch) / "build", screen)
+        else:
+            if recipe is not None:
+                what = "this bundle was made of a plain file, not of a recipe"
+                raise UsageError(what, where="--recipe", do="leave it out")
+            again = Path(scratch) / "handoff"
+            hand_off_again(bundle, record, record.origin, again)
+        made = None if again is None else load_record(Bundle, again / _RECORD).origin
+        reasons = changes_since(record, provenance({}), made)
+        if again is None:
+            result = RebuildCheck(files=0, differences=(), reasons=reasons)
+        else:
+            result = compare_bundles(bundle, again, reasons)
+    return _print(screen, bundle, result, made is not None)
+
+
+def _run_again(
+    bundle: Path, origin: Origin, given: Path | None, folder: Path, screen: Screen
+) -> Path | None:
+    """The bundle of the recipe's own copy, run from its first stage; None if it did not pass."""
+    from onnxq.handoff.origin import find_recipe
+    from onnxq.pipeline import run
+    from onnxq.recipe import load_recipe
+
+    place = given or find_recipe(origin, bundle)
+    if place is None:
+        raise DataError(
+            f"its recipe {origin.source} is not found",
+            where=str(bundle),
+            do="give it with --recipe: paths in it begin at its folder",
+        )
+    recipe = load_recipe(bundle / _RECIPE, origin.settings, place=place)
+    outcome = run(recipe, folder, screen, progress=screen.progress)
+    return None if outcome.bundle is None else folder / "handoff"
+
+
+def _print(screen: Screen, bundle: Path, result: RebuildCheck, made: bool) -> int:
+    """Print the result; the exit code."""
+    same = made and not result.differences
+    for finding in result.differences:
+        screen.say(f"{finding.where} {finding.what}", mark="[red]✗[/] ")
+    for finding in result.reasons:
+        screen.say(f"  ! {finding.where}: {finding.what}")
+    if same:
+        screen.say(f"{bundle}: {result.files} files made again, every byte the same", mark=DONE)
+    elif not made:
+        screen.say("the model did not pass verification this time: no bundle", mark="[red]✗[/] ")
+    elif not result.reasons:
+        screen.say("  versions, processor, code and ingredients are the same: report this fault")
+    code = EXIT_PASSED if same else EXIT_WORSE
+    screen.result({"exit_code": code, "rebuilt": made, **result.model_dump(mode="json")})
+    return code

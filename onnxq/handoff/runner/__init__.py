@@ -1,0 +1,1 @@
+"""Stand-alone scripts that are copied into every bundle. onnxq never imports them."""

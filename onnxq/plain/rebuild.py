@@ -1,0 +1,25 @@
+"""A plain file's bundle, made again from itself and the samples that it names."""
+
+from pathlib import Path
+
+from onnxq.artifacts import Bundle, Origin
+from onnxq.plain.judge import REPORT, hand_off_file
+
+__all__ = ["hand_off_again"]
+
+
+def hand_off_again(folder: Path, bundle: Bundle, origin: Origin, output: Path) -> Bundle:
+    """Hand off the model in ``folder`` once more, into ``output``, with the report that is there.
+
+    The model itself is taken as it is: nothing says what it was quantized from. Raises as
+    ``hand_off_file`` does; DataError if the samples are not there any more.
+    """
+    report = folder / "report"
+    return hand_off_file(
+        folder / bundle.model.name,
+        output,
+        target=origin.target,
+        source=origin.source or None,
+        report=report if (report / REPORT).is_file() else None,
+        allow_unverified=bundle.verdict != "passed",
+    )

@@ -1,0 +1,165 @@
+"""A bundle is made again from what it records, and every byte is compared."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxq.artifacts import Bundle
+from onnxq.store import load_record
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    """Where the bundle is kept that is made once."""
+    return tmp_path_factory.mktemp("kept") / "handoff"
+
+
+@pytest.fixture
+def made(tiny, onnxq, kept) -> Path:
+    """The bundle of the tiny recipe, with one setting of the command line."""
+    bundle = tiny.build / "handoff"
+    if kept.is_dir():
+        shutil.copytree(kept, bundle)
+        assert tiny.recipe.is_file()
+    else:
+        assert onnxq(*tiny.arguments("--set", "calibrate.seed=4")).code == 0
+        shutil.copytree(bundle, kept)
+    return bundle
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+def test_a_bundle_is_made_again_to_the_last_byte(made, onnxq):
+    before = files_of(made)
+
+    ended = onnxq("rebuild", made, "--json")
+
+    assert ended.code == 0, ended.err + ended.out
+    assert (ended.json["differences"], ended.json["reasons"]) == ([], [])
+    assert ended.json["files"] == len(before)
+    assert files_of(made) == before
+
+
+def test_two_runs_in_different_folders_make_the_same_bytes(made, tiny, onnxq, tmp_path):
+    other = tmp_path / "another folder"
+    shutil.copytree(tiny.folder, other, ignore=shutil.ignore_patterns("build folder"))
+    arguments = ("--build-dir", tmp_path / "elsewhere", "--set", "calibrate.seed=4")
+
+    assert onnxq("run", other / "recipe.yaml", *arguments).code == 0
+
+    again = files_of(tmp_path / "elsewhere" / "handoff")
+    assert again == files_of(made)
+    assert {"report/report.html", "report/report.json", "recipe.yaml", "known_answers.h"} <= set(
+        again
+    )
+
+
+def test_the_bundle_holds_no_path_of_this_machine(made, tiny):
+    for name, content in files_of(made).items():
+        assert str(tiny.folder).encode() not in content, name
+        assert str(Path(__file__).parent).encode() not in content, name
+
+
+def test_everything_it_was_made_from_is_recorded(made, tiny):
+    origin = load_record(Bundle, made / "bundle.json").origin
+
+    assert (origin.kind, origin.source, origin.target) == ("recipe", "recipe.yaml", "ort-x86")
+    assert origin.settings == ("calibrate.seed=4",)
+    assert (made / "recipe.yaml").read_text() == tiny.recipe.read_text()
+    assert [item.what for item in origin.ingredients] == [
+        "checkpoint", "code of the network", "code of the task", "calibration samples",
+        "evaluation samples",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", [["--set", "calibrate.samples=60"], ["--quick"]])
+def test_every_setting_of_the_command_line_changes_the_record(tiny, onnxq, flags):
+    """B5.11: an option that changes nothing is a dead one."""
+    assert onnxq(*tiny.arguments()).code == 0
+    before = load_record(Bundle, tiny.build / "handoff" / "bundle.json").origin
+
+    assert onnxq(*tiny.arguments(*flags)).code == 0
+
+    after = load_record(Bundle, tiny.build / "handoff" / "bundle.json").origin
+    assert (before.settings, len(after.settings)) == ((), 2 if flags == ["--quick"] else 1)
+
+
+def test_another_checkpoint_is_the_reason_that_is_named(made, tiny, onnxq):
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(tiny.checkpoint)
+    save_file({name: array * np.float32(1.001) for name, array in weights.items()}, tiny.checkpoint)
+
+    ended = onnxq("rebuild", made)
+
+    assert ended.code == 1
+    assert "int8.onnx" in ended.out
+    assert "checkpoint `net.safetensors`: is not what it was then" in ended.out
+    assert "calibration samples" not in ended.out
+
+
+def test_a_missing_checkpoint_ends_with_two(made, tiny, onnxq):
+    tiny.checkpoint.unlink()
+
+    ended = onnxq("rebuild", made)
+
+    assert ended.code == 2
+    assert "net.safetensors" in ended.err
+
+
+def test_a_recipe_that_is_not_found_is_asked_for(made, tiny, onnxq, tmp_path):
+    shutil.move(made, tmp_path / "alone")
+
+    lost = onnxq("rebuild", tmp_path / "alone")
+    found = onnxq("rebuild", tmp_path / "alone", "--recipe", tiny.folder / "recipe.yaml")
+
+    assert (lost.code, found.code) == (2, 0), found.err + found.out
+    assert "--recipe" in lost.err
+
+
+def test_the_bundles_own_recipe_counts_not_the_one_that_was_changed_since(made, tiny, onnxq):
+    tiny.values["calibrate"]["samples"] = 50
+    assert "50" in tiny.recipe.read_text()
+
+    assert onnxq("rebuild", made).code == 0
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_a_plain_files_bundle_is_handed_off_again(tiny, onnxq, tmp_path, with_data):
+    from tiny.system import evaluation
+
+    assert onnxq(*tiny.arguments("--to", "quantize")).code == 0
+    samples = evaluation()
+    np.savez(tmp_path / "eval.npz", picture=samples.inputs["picture"], labels=samples.labels)
+    model, bundle = tiny.build / "quantize" / "int8.onnx", tmp_path / "bundle"
+    data = ["--data", tmp_path / "eval.npz"] if with_data else []
+    assert onnxq("handoff", model, *data, "-o", bundle, "--allow-unverified").code == 0
+
+    same = onnxq("rebuild", bundle)
+    np.savez(tmp_path / "eval.npz", picture=samples.inputs["picture"][::-1])
+    other = onnxq("rebuild", bundle)
+
+    assert same.code == 0, same.err + same.out
+    assert other.code == int(with_data)
+    assert ("samples `eval.npz`: is not what it was then" in other.out) == with_data
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_folder_that_is_no_bundle_ends_with_two(onnxq, tmp_path, content):
+    if content is not None:
+        (tmp_path / "bundle.json").write_text(content)
+        (tmp_path / "SHA256SUMS").write_text("")
+
+    ended = onnxq("rebuild", tmp_path)
+
+    assert ended.code == 2
