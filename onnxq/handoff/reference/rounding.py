@@ -4,10 +4,10 @@
 even. The others are fixed-point arithmetic as microcontroller kernels do it, where the multiplier
 is ``m * 2**shift`` with a 31-bit ``m`` (Jacob et al. 2018, arXiv 1712.05877, section 2.2):
 
-- ``gemmlowp``: doubling high product, half away from zero, then a right shift, half away from zero
-  (gemmlowp, fixedpoint.h; TensorFlow Lite, MultiplyByQuantizedMultiplier)
-- ``cmsis_nn``: the same with the first rounding half up (CMSIS-NN, arm_nn_requantize)
-- ``cmsis_nn_single``: one shift of the 64-bit product, half up (the same, built with
+- ``gemmlowp``: the high half of the doubled product, half up, then a right shift, half away from
+  zero (gemmlowp, fixedpoint.h; TensorFlow Lite, MultiplyByQuantizedMultiplier; CMSIS-NN,
+  arm_nn_requantize)
+- ``cmsis_nn_single``: one shift of the 64-bit product, half up (CMSIS-NN's, built with
   CMSIS_NN_USE_SINGLE_ROUNDING)
 
 With those a sum of terms of different scales (Add, Sub) is taken as the kernels of TensorFlow Lite
@@ -25,7 +25,7 @@ from onnxq.qtypes import AffineParameters
 
 __all__ = ["ROUNDINGS", "Rounding", "position", "rounded"]
 
-Rounding = Literal["nearest_even", "gemmlowp", "cmsis_nn", "cmsis_nn_single"]
+Rounding = Literal["nearest_even", "gemmlowp", "cmsis_nn_single"]
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 LEFT_SHIFT = 20  # of the terms of a sum
 
@@ -89,11 +89,7 @@ def _scaled(
         shift = np.minimum(31 - exponent, 62)
         return np.asarray(((numbers * mantissa >> (shift - 1)) + 1) >> 1)
     product = (numbers << np.maximum(exponent, 0)) * mantissa
-    if rounding == "gemmlowp":
-        nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
-        high = np.where(nudged >= 0, nudged >> 31, -(-nudged >> 31))
-    else:
-        high = (product + (1 << 30)) >> 31
+    high = (product + (1 << 30)) >> 31
     right = np.clip(-exponent, 0, 62)
     mask = (np.int64(1) << right) - 1
     threshold = (mask >> 1) + (high < 0)
