@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+
 from onnxq.handoff.liveness import Buffer
 
 __all__ = ["height_of", "place"]
 
+_NOWHERE = -1
 _ORDERS: tuple[Callable[[Buffer], tuple[int, ...]], ...] = (
     lambda buffer: (-buffer.bytes, buffer.born - buffer.dies, buffer.born),
     lambda buffer: (-buffer.bytes * (buffer.dies - buffer.born + 1), buffer.born),
@@ -42,23 +45,20 @@ def height_of(buffers: Iterable[Buffer], offsets: Iterable[int | None]) -> int:
 def _placed(
     buffers: Sequence[Buffer], capacity: int | None, order: Callable[[Buffer], tuple[int, ...]]
 ) -> tuple[int | None, ...]:
-    found: dict[int, int] = {}
+    born, dies, size = (
+        np.array([getattr(buffer, name) for buffer in buffers], dtype=np.int64)
+        for name in ("born", "dies", "bytes")
+    )
+    offsets = np.full(len(buffers), _NOWHERE)
     for index in sorted(range(len(buffers)), key=lambda index: order(buffers[index])):
-        buffer = buffers[index]
-        taken = sorted(
-            (offset, offset + buffers[other].bytes)
-            for other, offset in found.items()
-            if _together(buffers[other], buffer)
-        )
-        low = 0
-        for start, end in taken:
-            if start - low >= buffer.bytes:
+        together = (offsets != _NOWHERE) & (born <= dies[index]) & (born[index] <= dies)
+        starts = offsets[together]
+        ends, by_start = starts + size[together], np.argsort(starts)
+        low, wanted = 0, int(size[index])
+        for start, end in zip(starts[by_start].tolist(), ends[by_start].tolist(), strict=True):
+            if start - low >= wanted:
                 break
             low = max(low, end)
-        if capacity is None or low + buffer.bytes <= capacity:
-            found[index] = low
-    return tuple(found.get(index) for index in range(len(buffers)))
-
-
-def _together(left: Buffer, right: Buffer) -> bool:
-    return left.born <= right.dies and right.born <= left.dies
+        if capacity is None or low + wanted <= capacity:
+            offsets[index] = low
+    return tuple(None if offset == _NOWHERE else offset for offset in offsets.tolist())

@@ -34,9 +34,10 @@ def memory_of(model: Path, target: Target) -> MemoryEstimate:
     graph = ir.from_proto(with_batch_of_one(load_model(model))).graph
     fused, floats = fused_lives(graph, target), lives_in_float(graph, target)
     step, peak = most_at_once(fused)
-    inside, outside = _placed(fused.buffers, target)
+    whole = place(fused.buffers)
+    arena = height_of(fused.buffers, whole)
+    inside, outside = _placed(fused.buffers, whole, target)
     weights = stored_bytes(c for node in operators_of(graph) for c in constants_of_node(node))
-    arena = height_of(fused.buffers, place(fused.buffers))
     has_pools = bool(_pools(target, "activations"))
     is_known = has_pools and not fused.float_nodes and not fused.unknown
     internal, external = height_of(fused.buffers, inside), height_of(fused.buffers, outside)
@@ -93,10 +94,13 @@ def _capacity(target: Target, use: str) -> int | None:
 
 
 def _placed(
-    buffers: Sequence[Buffer], target: Target
+    buffers: Sequence[Buffer], whole: tuple[int | None, ...], target: Target
 ) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
-    """Offsets on the chip, and in external memory for what finds no room there."""
-    inside = place(buffers, _capacity(target, "activations"))
+    """Offsets on the chip, as in the ``whole`` arena if that fits, and in external memory for what
+    finds no room there."""
+    room = _capacity(target, "activations")
+    fits = room is None or height_of(buffers, whole) <= room
+    inside = whole if fits else place(buffers, room)
     left = [index for index, offset in enumerate(inside) if offset is None]
     spilled = place([buffers[index] for index in left], _capacity(target, "spill") or 0)
     at = dict(zip(left, spilled, strict=True))
