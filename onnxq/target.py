@@ -23,6 +23,7 @@ __all__ = [
     "MemoryPool",
     "Operator",
     "Processor",
+    "Sourced",
     "Target",
     "TargetRule",
     "Tier",
@@ -50,21 +51,21 @@ class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _Sourced(_Facts):
-    """``source`` says where it is known from, ``evidence`` how well: ``documented`` by the vendor,
-    ``reported`` by somebody who ran the tool or the board, ``measured`` for onnxq."""
+class Sourced(_Facts):
+    """Something that is known. ``source`` says from where, ``evidence`` how well: ``documented`` by
+    the vendor, ``reported`` by somebody who ran the tool or the board, ``measured`` for onnxq."""
 
     source: str
     evidence: Literal["documented", "reported", "measured"]
 
 
-class Fact(_Sourced):
+class Fact(Sourced):
     """Something known of a target, in a sentence."""
 
     says: str
 
 
-class TargetRule(_Sourced):
+class TargetRule(Sourced):
     """A rule that a file must keep.
 
     ``check`` names a function of ``handoff/rules_*.py``; ``limit`` and ``values`` are its numbers
@@ -88,7 +89,7 @@ class TargetRule(_Sourced):
     then: Tier | Literal[""] = ""
 
 
-class Operator(_Sourced):
+class Operator(Sourced):
     """Where an operator ``runs``, ``when`` what holds; ``limits`` are the numbers of it, and
     ``rewrite`` the step of onnxq that replaces it by a better one."""
 
@@ -99,7 +100,7 @@ class Operator(_Sourced):
     rewrite: str = ""
 
 
-class MemoryPool(_Sourced):
+class MemoryPool(Sourced):
     """A memory of the device. ``relative_cost`` is the time of a network that lies there, as a
     multiple (lowest, highest) of one that lies on chip."""
 
@@ -112,14 +113,14 @@ class MemoryPool(_Sourced):
     relative_cost: tuple[float, float]
 
 
-class MacRate(_Sourced):
+class MacRate(Sourced):
     """Multiply-accumulates that the device is said to do in a second at most. It bounds a time from
     below and predicts none."""
 
     per_second: float
 
 
-class InputsOutputs(_Sourced):
+class InputsOutputs(Sourced):
     """Inputs and outputs of the graph: types in the file and on the device, and layouts."""
 
     file_types: tuple[str, ...]
@@ -128,7 +129,7 @@ class InputsOutputs(_Sourced):
     says: str
 
 
-class Processor(_Sourced):
+class Processor(Sourced):
     """The processors a runtime is meant for; None where they differ among themselves.
 
     ``saturates``: sums of two uint8 × int8 products are kept in 16 bits. ``emulated_as`` is the
@@ -143,7 +144,7 @@ class Processor(_Sourced):
     says: str
 
 
-class ToolVersion(_Sourced):
+class ToolVersion(Sourced):
     """A version of the vendor's tool; ``changes`` is laid over the profile for it."""
 
     version: str

@@ -146,11 +146,16 @@ def _by_rules(subject: Subject, quantized: bool) -> Iterator[tuple[ir.Node, Plac
 
 
 def _touched(fault: Fault) -> Iterator[ir.Node]:
-    """The node of the fault; of a value, also those that take it."""
+    """The node of the fault; of a value, also those that take it, as it is or from its DQ."""
     if fault.node is not None:
         yield fault.node
-    if fault.value is not None:
-        yield from fault.value.consumers()
+    waiting = [fault.value] if fault.value is not None else []
+    while waiting:
+        for node in waiting.pop().consumers():
+            if node.op_type in (QUANTIZE, DEQUANTIZE):
+                waiting += node.outputs
+            else:
+                yield node
 
 
 def _shares(predictions: Sequence[NodePrediction]) -> tuple[PredictionShare, ...]:

@@ -77,7 +77,8 @@ def _inner_graphs(node: ir.Node) -> bool:
 def forbidden_ops(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """No node is of an operator named in ``values``."""
     for node in subject.of_type(*rule.values):
-        yield at_node(node, f"is a {node.op_type}")
+        entry = subject.target.operator(node.op_type)
+        yield at_node(node, f"is a {node.op_type}", entry.rewrite if entry is not None else "")
 
 
 def operator_runs(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
