@@ -1,5 +1,6 @@
 """Rewrite: a plan becomes Q/DQ nodes. The one door to ``onnxruntime.quantization``."""
 
+import inspect
 import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -7,17 +8,30 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import QuantType
-from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+import onnxruntime
 
-from onnxq.errors import QuantizationError
+from onnxq.errors import QuantizationError, RuntimeFailureError
 from onnxq.qtypes import AffineParameters, IntType
 from onnxq.quantize.plan import Plan
 from onnxq.target import Target
 
-__all__ = ["insert_qdq"]
+try:
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+except ImportError as fault:
+    raise RuntimeFailureError(
+        f"its quantizer cannot be used: {fault}",
+        where=f"onnxruntime {getattr(onnxruntime, '__version__', '')}",
+        do="install a version that is known to work; `onnxq doctor` names them",
+    ) from fault
 
+__all__ = ["ARGUMENTS", "insert_qdq", "refuse_unsuitable"]
+
+ARGUMENTS = (  # of QDQQuantizer, those that are given by name
+    "per_channel", "reduce_range", "weight_qType", "activation_qType", "tensors_range",
+    "nodes_to_quantize", "nodes_to_exclude", "op_types_to_quantize", "extra_options",
+)  # fmt: skip
 _TYPES = {IntType.INT8: QuantType.QInt8, IntType.UINT8: QuantType.QUInt8}
 _SHORTER = {
     "_QuantizeLinear_Output": ".q",
@@ -36,8 +50,10 @@ _SHORTER = {
 def insert_qdq(model: onnx.ModelProto, plan: Plan, target: Target) -> onnx.ModelProto:
     """A Q/DQ copy of the FP32 ``model`` that carries exactly the parameters of ``plan``.
 
-    Raises QuantizationError if the file would carry others.
+    Raises QuantizationError if the file would carry others, RuntimeFailureError if the installed
+    onnxruntime has another quantizer.
     """
+    refuse_unsuitable()
     work = onnx.ModelProto()
     work.CopyFrom(model)
     op_types = {node.op_type for node in work.graph.node if node.name in plan.nodes}
@@ -67,6 +83,18 @@ def insert_qdq(model: onnx.ModelProto, plan: Plan, target: Target) -> onnx.Model
         rewritten: onnx.ModelProto = quantizer.model.model
     _prove_parameters(rewritten, plan)
     return _slim(rewritten, keep={f"{name}_zero_point" for name in plan.weights})
+
+
+def refuse_unsuitable() -> None:
+    """Raise RuntimeFailureError if the installed onnxruntime's quantizer lacks an argument."""
+    known = inspect.signature(QDQQuantizer).parameters
+    missing = [f"`{name}`" for name in ARGUMENTS if name not in known]
+    if missing:
+        raise RuntimeFailureError(
+            f"its QDQQuantizer has no argument {', '.join(missing)}",
+            where=f"onnxruntime {onnxruntime.__version__}",
+            do="install a version that is known to work; `onnxq doctor` names them",
+        )
 
 
 @contextmanager
