@@ -1,7 +1,6 @@
 """One model of a bundle: the file, its contract, its known answers, and what is made from them."""
 
 import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,15 @@ from jaxtyping import Shaped
 
 from onnxq.artifacts import AnswerCheck
 from onnxq.handoff.answers import make_answers, replay
+from onnxq.handoff.arrays import save_arrays
 from onnxq.handoff.bundle import refuse_inexact_answers
 from onnxq.handoff.c_self_test import write_c_files
 from onnxq.handoff.contract import Contract
+from onnxq.handoff.layers import write_layers
+from onnxq.handoff.memory import MEMORY_FILE, memory_of
+from onnxq.handoff.st_edge_ai import st_files
 from onnxq.samples import Samples
-from onnxq.store import save_record
+from onnxq.store import save_record, write_text
 from onnxq.target import Target
 
 __all__ = ["ANSWERS_FILE", "CONTRACT_FILE", "Part", "write_part"]
@@ -47,8 +50,12 @@ def write_part(folder: Path, part: Part, samples: Samples, count: int) -> Answer
         shutil.copyfile(part.model.parent / file, folder / file)
     save_record(part.contract, folder / CONTRACT_FILE)
     arrays = make_answers(folder / name, part.contract, target, samples, count)
-    _save_arrays(folder / ANSWERS_FILE, arrays)
+    save_arrays(folder / ANSWERS_FILE, arrays)
     write_c_files(folder, part.contract, arrays)
+    write_layers(folder, part.contract, target, arrays)
+    save_record(memory_of(folder / name, target), folder / MEMORY_FILE)
+    for file, text in st_files(part.contract, target).items():
+        write_text(folder / file, text)
     if any("{answers}" in command for command in target.commands):
         _write_validation_arrays(folder, arrays, part.contract)
     with np.load(folder / ANSWERS_FILE, allow_pickle=False) as written:
@@ -61,17 +68,7 @@ def _write_validation_arrays(folder: Path, arrays: Mapping[str, Array], contract
     """Inputs and outputs alone, the vectors joined along the batch axis, in the graph's order."""
     for kind, values in (("input", contract.inputs), ("output", contract.outputs)):
         joined = {value.name: np.concatenate(arrays[f"{kind}.{value.name}"]) for value in values}
-        _save_arrays(folder / f"validate_{kind}s.npz", joined)
-
-
-def _save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """An ``.npz`` file; ``numpy.savez`` would take an array called ``file`` for its argument."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in arrays.items():
-            entry = zipfile.ZipInfo(f"{name}.npy")  # a fixed date: equal arrays make equal files
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(entry, "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+        save_arrays(folder / f"validate_{kind}s.npz", joined)
 
 
 def _external_files(model: Path) -> tuple[str, ...]:
