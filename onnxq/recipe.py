@@ -280,10 +280,16 @@ class CalibrateSection(Section):
 
 
 class QuantizeSection(Section):
-    """What becomes integer. ``exclude`` names nodes that stay float, each with a reason."""
+    """What becomes integer. ``exclude`` names nodes that stay float, each with a reason.
+
+    ``saturation: narrow`` gives weights fewer steps in exactly the output channels whose sums of
+    pairs could leave int16 on x86 without VNNI; ``ignore`` lets them. Unless given, the target
+    decides: those whose processors saturate are narrowed for.
+    """
 
     weights: Literal["int8"] = "int8"
     exclude: tuple[Waiver, ...] = ()
+    saturation: Literal["ignore", "narrow"] | None = None
 
 
 class Gate(Section):

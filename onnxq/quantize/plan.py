@@ -24,6 +24,7 @@ from onnxq.placement import (
     roots_of,
 )
 from onnxq.qtypes import AffineParameters, IntType, Range
+from onnxq.quantize.narrow import narrowed_scales
 from onnxq.target import Target
 
 __all__ = ["Plan", "WeightParameters", "make_plan"]
@@ -63,12 +64,15 @@ def make_plan(
     target: Target,
     ranges: Mapping[str, TensorRange],
     exclude: Mapping[str, str],
+    *,
+    narrow: bool = False,
 ) -> Plan:
     """Choose nodes by the target's operator lists, and parameters by the calibrated ranges.
 
-    ``exclude`` maps names of nodes that stay float to the reason. Raises QuantizationError for a
-    name that no node has, and if nothing at all can become integer; StaleRecordError if ``ranges``
-    lack a tensor that is needed.
+    ``exclude`` maps names of nodes that stay float to the reason. With ``narrow`` the weights of
+    channels that could saturate on x86 without VNNI have fewer steps, until they cannot. Raises
+    QuantizationError for a name that no node has, and if nothing at all can become integer;
+    StaleRecordError if ``ranges`` lack a tensor that is needed.
     """
     nodes = [node for node in model.graph if node.op_type != "Constant"]
     refuse_unknown_nodes(model.graph, exclude, "quantize: exclude")
@@ -81,7 +85,7 @@ def make_plan(
             do="`onnxq inspect MODEL --target T` lists every node with the reason",
         )
     activations = _activation_parameters(chosen, nodes, target, ranges)
-    weights, findings = _weight_parameters(chosen, target, activations)
+    weights, findings = _weight_parameters(chosen, target, activations, narrow=narrow)
     return Plan(
         nodes=tuple(str(node.name) for node in chosen),
         float_nodes=tuple(
@@ -243,7 +247,11 @@ def _dead_tensors(
 
 
 def _weight_parameters(
-    chosen: Sequence[ir.Node], target: Target, activations: Mapping[str, AffineParameters]
+    chosen: Sequence[ir.Node],
+    target: Target,
+    activations: Mapping[str, AffineParameters],
+    *,
+    narrow: bool,
 ) -> tuple[dict[str, WeightParameters], list[Finding]]:
     found: dict[str, WeightParameters] = {}
     findings: list[Finding] = []
@@ -266,6 +274,10 @@ def _weight_parameters(
         name = str(node.inputs[1].name)
         if name in found:  # its bias too must fit
             scales = np.maximum(scales, found[name].scales)
+        if narrow:
+            wide, of_two = scales, target.power_of_two
+            scales = narrowed_scales(node, weight, wide, axis, power_of_two=of_two)
+            findings += _narrowed_finding(node, wide, scales)
         found[name] = WeightParameters(axis, scales, target.weight_type)
     return found, findings
 
@@ -304,3 +316,19 @@ def _widened_finding(node: ir.Node, channels: Sequence[int]) -> Finding:
         what="the weights are tiny beside the bias: all or most become 0, so that it fits int32",
         do="nothing, if these channels are pruned; they are constant in effect",
     )
+
+
+def _narrowed_finding(
+    node: ir.Node, wide: Float[np.ndarray, " channels"], scales: Float[np.ndarray, " channels"]
+) -> list[Finding]:
+    steps = 127 * (wide / scales)[scales > wide]
+    if not len(steps):
+        return []
+    return [
+        Finding(
+            where=f"{node.name}, {len(steps)} of {len(scales)} weight scale(s)",
+            what="sums of pairs could saturate on x86 without VNNI: the weights now end at "
+            f"{steps.min():.0f} to {steps.max():.0f} steps instead of 127",
+            do="nothing; `quantize: {saturation: ignore}` keeps all steps for processors with VNNI",
+        )
+    ]

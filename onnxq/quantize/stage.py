@@ -58,7 +58,7 @@ def quantize(
     refuse_uncanonical(original, model_path.name)
     graph, steps = unshare_constants(ir.from_proto(original))
     exclude = {waiver.name: waiver.reason for waiver in section.exclude}
-    plan = make_plan(graph, target, calibration.ranges, exclude)
+    plan = make_plan(graph, target, calibration.ranges, exclude, narrow=_narrows(section, target))
     rewritten = insert_qdq(ir.to_proto(graph), plan, target)
     if calibration.choice.made_up:
         rewritten.metadata_props.add(key=MADE_UP_STAMP, value="calibrated on random numbers")
@@ -90,3 +90,10 @@ def quantize(
     )
     save_record(record, output.with_suffix(".json"))
     return record
+
+
+def _narrows(section: QuantizeSection, target: Target) -> bool:
+    """Whether weights that could saturate are narrowed: as asked for, else as the target needs."""
+    if section.saturation is not None:
+        return section.saturation == "narrow"
+    return target.processor is not None and target.processor.saturates is True
