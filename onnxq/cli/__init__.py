@@ -26,7 +26,8 @@ _COMMANDS = {
     "inspect": ("onnxq.cli.inspect", "Show what is integer in a model, what is not, and why."),
     "convert": ("onnxq.cli.convert", "Change activations between int8 and uint8, same numbers."),
     "doctor": ("onnxq.cli.doctor", "Check whether this installation can do its work."),
-    "targets": ("onnxq.cli.look", "List the targets, or show one."),
+    "check": ("onnxq.cli.targets", "Judge a model by a target's rules, and say what runs where."),
+    "targets": ("onnxq.cli.targets", "List the targets, or show one."),
     "schema": ("onnxq.cli.look", "Print the JSON Schema of recipes."),
 }
 
