@@ -1,27 +1,41 @@
 """The canonical form of a graph: simplified, folded, tidied and named, one step at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxq.errors import ExportError
+from onnxq.errors import ExportError, UsageError, nearest
 from onnxq.export.names import canonical_names
 from onnxq.export.opset import convert_opset, opset_of
+from onnxq.export.rewrites.batch import unroll_batch
 from onnxq.export.rewrites.castlike import resolve_castlike
+from onnxq.export.rewrites.conv1d import conv1d_to_conv2d
 from onnxq.export.rewrites.defaults import drop_defaults
+from onnxq.export.rewrites.dropout import drop_dropout
+from onnxq.export.rewrites.einsum import einsum_to_matmul
+from onnxq.export.rewrites.expand import drop_expand, expand_to_copies
 from onnxq.export.rewrites.fold_batchnorm import fold_batchnorm
 from onnxq.export.rewrites.gemm import matmul_add_to_gemm
 from onnxq.export.rewrites.global_pool import mean_to_global_pool, whole_pool_to_global_pool
+from onnxq.export.rewrites.high_rank import lower_ranks
+from onnxq.export.rewrites.l2_norm import lower_lp_normalization, lower_sums_of_squares
+from onnxq.export.rewrites.pad import negative_pad_to_slice
 from onnxq.export.rewrites.reshape import drop_allowzero, merge_reshapes
 from onnxq.export.rewrites.transpose import merge_transposes
+from onnxq.export.rewrites.views import sink_views
 
-__all__ = ["MOST_STEPS", "REWRITES", "CleanStep", "clean", "cleaning"]
+__all__ = ["MOST_STEPS", "REWRITES", "TARGET_REWRITES", "CleanStep", "clean", "cleaning"]
 
 Rewrite = Callable[[ir.Model], int]
 REWRITES: dict[str, Rewrite] = {
+    "dropped {} Dropout": drop_dropout,
+    "made MatMul of {} Einsum": einsum_to_matmul,
+    "made Slice of {} negative Pad": negative_pad_to_slice,
+    "made Div by a norm of {} LpNormalization": lower_lp_normalization,
+    "dropped {} Expand that broadcasting does": drop_expand,
     "made Gemm of {} MatMul + Add": matmul_add_to_gemm,
     "folded {} BatchNormalization": fold_batchnorm,
     "made GlobalAveragePool of {} ReduceMean": mean_to_global_pool,
@@ -31,6 +45,15 @@ REWRITES: dict[str, Rewrite] = {
     "dropped `allowzero` of {} Reshape": drop_allowzero,
     "dropped {} attributes at their default": drop_defaults,
 }
+TARGET_REWRITES: dict[str, tuple[str, Rewrite]] = {
+    "conv1d to conv2d": ("made layers over two axes of {} over one", conv1d_to_conv2d),
+    "lower ranks": ("wrote {} operators of high rank in four dimensions", lower_ranks),
+    "unroll batch": ("unrolled the batch of {} layers", unroll_batch),
+    "sink views": ("moved {} views behind the activation", sink_views),
+    "sums of squares": ("wrote {} norms and squares as products", lower_sums_of_squares),
+    "expand to copies": ("made copies of {} Expand", expand_to_copies),
+}
+_MOST_ROUNDS = 8  # what one rewrite leaves another may take up; five are the most that was seen
 MOST_STEPS = len(REWRITES) + 4  # before them CastLike and onnxsim, after them opset and names
 
 
@@ -43,34 +66,66 @@ class CleanStep:
 
 
 def clean(
-    model: onnx.ModelProto, opset: int | None = None
+    model: onnx.ModelProto, opset: int | None = None, rewrites: Sequence[str] = ()
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """The canonical form of ``model`` (at ``opset``, if given), and what was done to it.
 
-    The same graph gives the same bytes. Raises ExportError if the graph cannot be simplified or
-    cannot be brought to ``opset``.
+    ``rewrites`` name those of TARGET_REWRITES that are wanted too. The same graph gives the same
+    bytes. Raises ExportError if the graph cannot be simplified or cannot be brought to ``opset``,
+    and UsageError for a rewrite that there is not.
     """
-    steps = tuple(cleaning(model, opset))
+    steps = tuple(cleaning(model, opset, rewrites))
     return steps[-1].model, tuple(step.what for step in steps)
 
 
-def cleaning(model: onnx.ModelProto, opset: int | None = None) -> Iterator[CleanStep]:
+def cleaning(
+    model: onnx.ModelProto, opset: int | None = None, rewrites: Sequence[str] = ()
+) -> Iterator[CleanStep]:
     """Every step of ``clean`` with the graph it leaves, so that each can be judged by itself."""
+    table = _table(rewrites)
     count, current = _rewritten(_tidied(_without_constant_inputs(model)), resolve_castlike)
     if count:
         yield CleanStep(f"resolved {count} CastLike", current)
     before, current = len(current.graph.node), _tidied(_simplified(current))
     dropped = before - len(current.graph.node)
     yield CleanStep(f"simplified: {dropped} of {before} nodes dropped", current)
-    for what, rewrite in REWRITES.items():
-        count, current = _rewritten(current, rewrite)
-        if count:
-            yield CleanStep(what.format(count), current)
+    for step in _rounds(current, table):
+        yield step
+        current = step.model
     if opset is not None and opset != opset_of(current):
         what = f"opset {opset_of(current)} → {opset}"
         current = _tidied(convert_opset(current, opset))
         yield CleanStep(what, current)
     yield CleanStep(f"named {len(current.graph.node)} nodes", _canonical(current))
+
+
+def _table(names: Sequence[str]) -> dict[str, Rewrite]:
+    """Every rewrite that is wanted, under what it says of itself."""
+    for name in names:
+        if name not in TARGET_REWRITES:
+            what = f"there is no rewrite `{name}`; {nearest(name, TARGET_REWRITES)}"
+            raise UsageError(what, where="rewrites of the target")
+    wanted = (entry for name, entry in TARGET_REWRITES.items() if name in names)
+    return REWRITES | dict(wanted)
+
+
+def _rounds(model: onnx.ModelProto, table: dict[str, Rewrite]) -> Iterator[CleanStep]:
+    """One rewrite after the other, until none of them finds anything.
+
+    Raises ExportError if that never happens: two of them then undo each other.
+    """
+    for _ in range(_MOST_ROUNDS):
+        before = model
+        for what, rewrite in table.items():
+            count, model = _rewritten(model, rewrite)
+            if count:
+                yield CleanStep(what.format(count), model)
+        if model is before:
+            return
+    raise ExportError(
+        f"the rewrites find something in every one of {_MOST_ROUNDS} rounds",
+        do="report the model, or take a rewrite out of the target's list",
+    )
 
 
 def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:

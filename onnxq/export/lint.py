@@ -1,4 +1,5 @@
-"""What is odd about a graph that computes what it should: inputs and weights without effect."""
+"""What is odd about a graph that computes what it should: inputs and weights without effect, and
+operators that no rewrite could bring into a plainer form."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,7 +10,14 @@ from jaxtyping import Shaped
 from onnxq.artifacts import Finding
 from onnxq.runtime import Session
 
-__all__ = ["idle_inputs", "lint", "shared_weights", "still_outputs", "unreachable_parameters"]
+__all__ = [
+    "idle_inputs",
+    "left_einsums",
+    "lint",
+    "shared_weights",
+    "still_outputs",
+    "unreachable_parameters",
+]
 
 Row = Mapping[str, Shaped[np.ndarray, "..."]]
 _LARGE = 16  # elements from which a repeated constant is worth a word
@@ -22,6 +30,7 @@ def lint(model: onnx.ModelProto, rows: Sequence[Row]) -> tuple[Finding, ...]:
         *idle_inputs(model, session, rows),
         *still_outputs(model, session, rows),
         *shared_weights(model),
+        *left_einsums(model),
     )
 
 
@@ -102,6 +111,18 @@ def shared_weights(model: onnx.ModelProto) -> Iterator[Finding]:
                 do="tie them in the network if they are meant to be one",
             )
         contents.setdefault(key, tensor.name)
+
+
+def left_einsums(model: onnx.ModelProto) -> Iterator[Finding]:
+    """Every Einsum that is no batched product of two matrices: it runs in float, if at all."""
+    for node in model.graph.node:
+        if node.op_type == "Einsum":
+            equation = onnx.helper.get_node_attr_value(node, "equation").decode()
+            yield Finding(
+                where=node.name,
+                what=f"the Einsum `{equation}` is no product of two matrices, and stays",
+                do="write it with MatMul, Mul and sums in the network; it is not quantized",
+            )
 
 
 def unreachable_parameters(names: Sequence[str], elements: int) -> tuple[Finding, ...]:

@@ -81,7 +81,7 @@ def export(  # noqa: PLR0913  (one keyword for each thing that an export looks a
         source = _from_file(section, section.model, target, samples)
     else:
         source = _from_network(section, target, search, samples)
-    checks, steps, model = _cleaned(source, section, progress)
+    checks, steps, model = _cleaned(source, section, target.rewrites, progress)
     _check_outputs(section.outputs, values_of(model)[1])
     save_model(source.model, folder / AS_IT_CAME)
     save_model(model, folder / MODEL)
@@ -240,14 +240,14 @@ def _from_file(
 
 
 def _cleaned(
-    source: _Source, section: ExportSection, progress: Progress
+    source: _Source, section: ExportSection, rewrites: Sequence[str], progress: Progress
 ) -> tuple[tuple[ParityCheck, ...], tuple[str, ...], onnx.ModelProto]:
     """The canonical graph; each step is compared with the one before, so a fault is named."""
     tolerance = section.tolerance
     before = first = _run_all(source.model, source.sets)
     lines: list[str] = []
     step: CleanStep | None = None
-    for step in _shown(cleaning(source.model, source.opset), progress):
+    for step in _shown(cleaning(source.model, source.opset, rewrites), progress):
         after = _run_all(step.model, source.sets)
         worst = [
             require(

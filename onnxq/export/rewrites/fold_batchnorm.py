@@ -1,7 +1,8 @@
-"""BatchNormalization → the Conv, ConvTranspose, Gemm or MatMul before it.
+"""BatchNormalization → the Conv, ConvTranspose, Gemm or MatMul before it, or behind it.
 
 With ``a = scale / sqrt(variance + epsilon)`` per channel, ``a · (w · x + b − mean) + shift`` is the
-same layer with weight ``a · w`` and bias ``a · (b − mean) + shift``.
+same layer with weight ``a · w`` and bias ``a · (b − mean) + shift``. Before a layer it is
+``w · (a · x + s) + b`` with ``s = shift − a · mean``: weight ``a · w``, bias ``b + w · s``.
 Source: Jacob et al. 2018, arXiv 1712.05877, section 3.2.
 """
 
@@ -9,7 +10,13 @@ import numpy as np
 import onnx_ir as ir
 from jaxtyping import Float, Shaped
 
-from onnxq.export.rewrites.edit import add_constant, constant_input, sole_producer, substitute
+from onnxq.export.rewrites.edit import (
+    add_constant,
+    constant_input,
+    sole_producer,
+    sole_reader,
+    substitute,
+)
 from onnxq.graph import WEIGHTED
 
 __all__ = ["fold_batchnorm"]
@@ -19,11 +26,19 @@ Channels = Float[np.ndarray, " c"]
 
 
 def fold_batchnorm(model: ir.Model) -> int:
-    """Fold every BatchNormalization that alone reads a linear layer of constant weight.
+    """Fold every BatchNormalization that alone reads a linear layer of constant weight, or that
+    such a layer alone reads.
 
-    Computed in float64, then stored in the type of the weight. A shared weight is copied.
+    Computed in float64, then stored in the type of the weight. A shared weight is copied. A layer
+    behind that pads with zeros, or that reaches some outputs with a part of its kernel only (a
+    ConvTranspose), takes in a norm without shift only: what is padded is not shifted.
     """
-    return sum(_fold(model.graph, node) for node in tuple(model.graph) if _is_inference(node))
+    graph = model.graph
+    return sum(
+        _fold(graph, node) or _fold_into_next(graph, node)
+        for node in tuple(graph)
+        if _is_inference(node)
+    )
 
 
 def _is_inference(node: ir.Node) -> bool:
@@ -58,6 +73,89 @@ def _fold(graph: ir.Graph, norm: ir.Node) -> int:
     substitute(graph, norm, [folded])
     graph.remove(layer, safe=True)
     return 1
+
+
+def _fold_into_next(graph: ir.Graph, norm: ir.Node) -> int:
+    """Fold one into the layer behind it; 1 if it could be done."""
+    layer = sole_reader(norm.outputs[0])
+    weight = None if layer is None else constant_input(layer, 1)
+    affine = _affine_of(norm)
+    if layer is None or layer.op_type not in WEIGHTED or layer.inputs[0] is not norm.outputs[0]:
+        return 0
+    if weight is None or affine is None or not _contracts_channels(layer, weight):
+        return 0
+    factor, shift = affine
+    if shift.any() and not _reaches_all(layer, weight):
+        return 0
+    by_channel = _by_input_channel(layer, weight.astype(np.float64))
+    outputs = by_channel.shape[0] * by_channel.shape[2]
+    bias = _bias_of(layer, outputs)
+    if bias is None or by_channel.shape[0] * by_channel.shape[1] != len(factor):
+        return 0
+    groups = by_channel.shape[0]
+    alpha = layer.attributes.get_float("alpha", 1.0) if layer.op_type == "Gemm" else 1.0
+    moved = np.einsum("gcok,gc->go", by_channel, shift.reshape(groups, -1)).reshape(-1)
+    scaled = by_channel * factor.reshape(groups, -1, 1, 1)
+    folded = ir.node(
+        "Gemm" if layer.op_type == "MatMul" else layer.op_type,
+        [
+            norm.inputs[0],
+            add_constant(graph, "folded", _as_weight(layer, scaled, weight)),
+            add_constant(graph, "folded", (bias + alpha * moved).astype(weight.dtype)),
+        ],
+        {name: value for name, value in layer.attributes.items() if name != "beta"},
+    )
+    substitute(graph, layer, [folded])
+    graph.remove(norm, safe=True)
+    return 1
+
+
+def _contracts_channels(layer: ir.Node, weight: Array) -> bool:
+    """Whether the layer sums over axis 1 of its data, which is the norm's axis of channels."""
+    if layer.op_type in {"Conv", "ConvTranspose"}:
+        return True
+    rank = len(layer.inputs[0].shape or ()) if layer.inputs[0] is not None else 0
+    return rank == 2 and weight.ndim == 2 and not layer.attributes.get_int("transA", 0)
+
+
+def _reaches_all(layer: ir.Node, weight: Array) -> bool:
+    """Whether every output sums over the whole kernel, so that a shift moves all of them alike."""
+    if layer.op_type in {"Gemm", "MatMul"}:
+        return True
+    padded = any(layer.attributes.get_ints("pads", ())) or (
+        layer.attributes.get_string("auto_pad", "NOTSET") not in {"NOTSET", "VALID"}
+    )
+    if layer.op_type == "Conv":
+        return not padded
+    strides = layer.attributes.get_ints("strides", ())
+    grown = any(name in layer.attributes for name in ("output_padding", "output_shape"))
+    point = set(weight.shape[2:]) == {1} and set(strides) <= {1}
+    return point and not padded and not grown
+
+
+def _by_input_channel(layer: ir.Node, weight: Array) -> Shaped[np.ndarray, "g c o k"]:
+    """The weight as groups, input channels of a group, output channels of a group, kernel."""
+    groups = layer.attributes.get_int("group", 1)
+    match layer.op_type:
+        case "Conv":
+            return np.moveaxis(weight.reshape(groups, -1, weight.shape[1], _kernel(weight)), 1, 2)
+        case "ConvTranspose":
+            return weight.reshape(groups, -1, weight.shape[1], _kernel(weight))
+        case "Gemm" if layer.attributes.get_int("transB", 0):
+            return weight.T[None, :, :, None]
+    return weight[None, :, :, None]
+
+
+def _as_weight(layer: ir.Node, values: Shaped[np.ndarray, "g c o k"], like: Array) -> Array:
+    """The inverse of ``_by_input_channel``, in the shape and type of the weight ``like``."""
+    transposed = layer.op_type == "Gemm" and layer.attributes.get_int("transB", 0) != 0
+    if layer.op_type == "Conv" or transposed:
+        values = np.moveaxis(values, 2, 1)
+    return np.asarray(values.reshape(like.shape).astype(like.dtype))
+
+
+def _kernel(weight: Array) -> int:
+    return int(np.prod(weight.shape[2:], dtype=np.int64))
 
 
 def _affine_of(norm: ir.Node) -> tuple[Channels, Channels] | None:

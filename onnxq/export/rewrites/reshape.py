@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.export.rewrites.edit import (
+    VIEWS,
     add_constant,
     constant_input,
     dims_of,
@@ -12,8 +13,6 @@ from onnxq.export.rewrites.edit import (
 )
 
 __all__ = ["drop_allowzero", "merge_reshapes"]
-
-_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
 def drop_allowzero(model: ir.Model) -> int:
@@ -33,7 +32,7 @@ def merge_reshapes(model: ir.Model) -> int:
 
     Merged only where the last shape is known but for at most one dimension.
     """
-    return sum(_merge(model.graph, node) for node in tuple(model.graph) if node.op_type in _VIEWS)
+    return sum(_merge(model.graph, node) for node in tuple(model.graph) if node.op_type in VIEWS)
 
 
 def _merge(graph: ir.Graph, node: ir.Node) -> int:
@@ -41,7 +40,7 @@ def _merge(graph: ir.Graph, node: ir.Node) -> int:
     if _is_undone(node, node):
         substitute(graph, node, [ir.node("Identity", [node.inputs[0]])])
         return 1
-    first = sole_producer(node.inputs[0], _VIEWS)
+    first = sole_producer(node.inputs[0], VIEWS)
     target = _target(node)
     if first is None or target is None:
         return 0
