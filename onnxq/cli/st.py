@@ -17,11 +17,12 @@ from onnxq.artifacts import (
 )
 from onnxq.cli.console import DONE, Screen, command_options
 from onnxq.cli.flags import path_type
-from onnxq.errors import EXIT_PASSED, EXIT_WORSE, UsageError
+from onnxq.errors import EXIT_PASSED, EXIT_WORSE, StaleRecordError, UsageError
 from onnxq.handoff.contract import Contract
 
 __all__ = ["compare_st"]
 
+_BUNDLE_FILE, _CONTRACT_FILE = "bundle.json", "contract.json"
 _BAD = "[red]✗[/] "
 _METRICS = ("rmse", "mae", "l2r", "mean", "std", "nse", "cos")
 
@@ -33,6 +34,8 @@ _METRICS = ("rmse", "mae", "l2r", "mean", "std", "nse", "cos")
 def compare_st(bundle: Path, reports: tuple[Path, ...], screen: Screen) -> int:
     """Compare what ST's tool reported with the plan of BUNDLE, a folder of `onnxq handoff`.
 
+    Where the model ships in parts, BUNDLE is the folder of one part.
+
     REPORTS are network_generate_report.txt, network_c_info.json or network_validate_report.txt.
     Ends with 1 where the compiler did something else than was planned: a software epoch for a node
     of the NPU, bytes in external RAM, a pool that overflows, another version of the tool.
@@ -41,11 +44,10 @@ def compare_st(bundle: Path, reports: tuple[Path, ...], screen: Screen) -> int:
     from onnxq.handoff.st_reports import read_report
     from onnxq.target import load_target
 
-    record = _record_of(bundle)
-    target = load_target(record.target)
+    target = load_target(_record_of(bundle).target)
+    contract = _contract_of(bundle)
     read = [read_report(path) for path in reports]
-    contract = _contract_of(bundle, record)
-    plan = plan_of(bundle / record.model.name, target, float_edges=not _integer_edges(contract))
+    plan = plan_of(bundle / contract.model, target, float_edges=not _integer_edges(contract))
     own = _own_metrics(bundle, contract)
     found: list[Finding] = []
     for report in read:
@@ -75,24 +77,43 @@ def compare_st(bundle: Path, reports: tuple[Path, ...], screen: Screen) -> int:
 # --- the bundle ---------------------------------------------------------------------------------
 
 
+def _top_of(bundle: Path) -> Path:
+    """The bundle's own folder: of a part that ships in it, the one above."""
+    for folder in (bundle, bundle.resolve().parent):
+        if (folder / _BUNDLE_FILE).is_file() and (bundle / _CONTRACT_FILE).is_file():
+            return folder
+    raise UsageError(
+        f"is no bundle: it holds no {_CONTRACT_FILE} and no {_BUNDLE_FILE}",
+        where=str(bundle),
+        do="give the folder that `onnxq handoff -o DIR` made, or that of one part in it",
+    )
+
+
 def _record_of(bundle: Path) -> Bundle:
     from onnxq.store import load_record
 
-    file = bundle / "bundle.json"
-    if not file.is_file():
+    return load_record(Bundle, _top_of(bundle) / _BUNDLE_FILE)
+
+
+def _contract_of(bundle: Path) -> Contract:
+    """The contract of the model in this folder; StaleRecordError if it is another file's."""
+    from onnxq.store import load_record, sha256_of_file
+
+    contract = load_record(Contract, bundle / _CONTRACT_FILE)
+    if not contract.model.endswith(".onnx"):
+        parts = ", ".join(sorted(str(file.parent) for file in bundle.glob("*/contract.json")))
         raise UsageError(
-            "is no bundle: it holds no bundle.json",
+            "ships in parts, and the tool's report is about one of them",
             where=str(bundle),
-            do="give the folder that `onnxq handoff -o DIR` made",
+            do=f"give the folder of that part: {parts}",
         )
-    return load_record(Bundle, file)
-
-
-def _contract_of(bundle: Path, record: Bundle) -> Contract:
-    """The contract that lies beside the model."""
-    from onnxq.store import load_record
-
-    return load_record(Contract, (bundle / record.model.name).parent / "contract.json")
+    if sha256_of_file(bundle / contract.model) != contract.sha256:
+        raise StaleRecordError(
+            f"is not the file that {_CONTRACT_FILE} is about",
+            where=str(bundle / contract.model),
+            do="hand off again",
+        )
+    return contract
 
 
 def _integer_edges(contract: Contract) -> bool:
@@ -104,7 +125,7 @@ def _own_metrics(bundle: Path, contract: Contract) -> list[LayerDistance]:
     """Distances of onnxq's own report between FP32 and INT8 at the outputs; none without it."""
     from onnxq.store import load_record
 
-    file = bundle / "report" / "report.json"
+    file = _top_of(bundle) / "report" / "report.json"
     if not file.is_file():
         return []
     outputs = {value.name for value in contract.outputs}

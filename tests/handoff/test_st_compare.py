@@ -1,16 +1,20 @@
 """Rule 20 of the STM32N6: what the compiler did is what was planned, or it is said what is not."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from handoff.records import samples
+from handoff.records import report_of, samples
 from handoff.test_st_reports import GENERATE, INFO, VALIDATE
+from onnxq.artifacts import LayerDistance
 from onnxq.cli import main
 from onnxq.handoff.st_compare import departures, plan_of
 from onnxq.handoff.st_reports import parse_generate, parse_info, parse_validate
 from onnxq.handoff.stage import hand_off
+from onnxq.store import save_record
 from onnxq.target import load_target
 
 N6 = load_target("stm32n6")
@@ -66,8 +70,6 @@ def test_a_software_epoch_of_what_the_graph_does_not_hold_is_told(plan):
 
 
 def test_software_that_was_planned_is_no_departure(plan):
-    from dataclasses import replace
-
     name = next(name for name, op_type in plan.operators.items() if op_type == "Gemm")
     soft = replace(plan, software=frozenset({name}))
     assert found(soft, with_software("Gemm")) == ()
@@ -82,8 +84,6 @@ def test_bytes_in_external_ram_that_were_not_planned_are_told(plan):
     assert departure.where == "hyperRAM"
     assert "2,097,152 bytes lie in external RAM" in departure.what
     spilled = plan.memory.model_copy(update={"external_bytes": 1})
-    from dataclasses import replace
-
     changed = GENERATE.replace(line, line.replace("0  B /", "2.000 MB /", 1))
     assert found(replace(plan, memory=spilled), changed) == ()
 
@@ -159,6 +159,27 @@ def test_the_command_ends_with_2_where_it_cannot_judge(bundle, tmp_path, capsys)
     assert "no bundle" in result["error"]["what"]
 
 
+def test_a_part_is_judged_in_its_own_folder_and_the_whole_points_there(bundle, tmp_path, capsys):
+    whole, part = tmp_path / "whole", tmp_path / "whole" / "Body"
+    shutil.copytree(bundle, part)
+    (part / "bundle.json").replace(whole / "bundle.json")
+    top = json.loads((part / "contract.json").read_text()) | {"model": "pipeline.json"}
+    write(whole, "contract.json", json.dumps(top))
+    report = write(tmp_path, "r.txt", GENERATE)
+    assert run(capsys, part, report)[0] == 0
+    code, result = run(capsys, whole, report)
+    assert code == 2
+    assert str(part) in result["error"]["do"]
+
+
+def test_a_model_that_was_changed_after_the_hand_off_is_not_judged(bundle, tmp_path, capsys):
+    other = shutil.copytree(bundle, tmp_path / "other")
+    with (other / "net_int8.onnx").open("ab") as file:
+        file.write(b"\0")
+    code, result = run(capsys, other, write(tmp_path, "r.txt", GENERATE))
+    assert (code, result["error"]["kind"]) == (2, "StaleRecordError")
+
+
 def test_people_read_what_departs_and_what_to_do(bundle, tmp_path, capsys):
     report = write(tmp_path, "r.txt", with_software("Softmax"))
     with pytest.raises(SystemExit):
@@ -169,3 +190,34 @@ def test_people_read_what_departs_and_what_to_do(bundle, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["compare-st", str(bundle), str(write(tmp_path, "v.txt", VALIDATE))])
     assert "ST: X-cross #1" in capsys.readouterr().out
+
+
+def test_onnxqs_own_distances_stand_beside_those_of_validate(bundle, nets, tmp_path, capsys):
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+    row = LayerDistance(
+        tensor="scores", node="n", op_type="Gemm", sqnr_db=40.0, rmse=0.25, mae=0.125, l2r=0.5,
+        mean=0.0625, std=0.75, nse=0.875, cos=0.9375,
+    )  # fmt: skip
+    inner = row.model_copy(update={"tensor": "inner"})
+    report = report_of(nets["stm32n6"], layers=(inner, row))
+    (folder / "report").mkdir()
+    save_record(report, folder / "report" / "report.json")
+    validation = write(tmp_path, "v.txt", VALIDATE)
+    assert run(capsys, folder, validation)[1]["own_metrics"] == [row.model_dump(mode="json")]
+    with pytest.raises(SystemExit):
+        main(["compare-st", str(folder), str(validation)])
+    lines = capsys.readouterr().out.splitlines()
+    (theirs,) = (line.split() for line in lines if line.startswith("ST: X-cross"))
+    (ours,) = (line.split() for line in lines if line.startswith("onnxq: scores"))
+    (head,) = (line.split() for line in lines if "rmse" in line and "cos" in line)
+    assert theirs[3:] == [
+        "6.29e-05",
+        "8.6e-06",
+        "0.000667",
+        "-2.1e-06",
+        "6.28e-05",
+        "0.999939",
+        "1",
+    ]
+    assert ours[2:] == ["0.25", "0.125", "0.5", "0.0625", "0.75", "0.875", "0.9375"]
+    assert head[1:] == ["rmse", "mae", "l2r", "mean", "std", "nse", "cos"]
