@@ -1,6 +1,6 @@
 # `make` alone lists the targets. Every target does its own set-up and may be repeated.
 .DEFAULT_GOAL := help
-.PHONY: help setup rppg gate test test-all check lint bench clean
+.PHONY: help setup rppg gate test test-all check lint bench arm-check avx2-check clean
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -18,7 +18,7 @@ PYTEST := $(PYTHON) -m pytest --numprocesses auto --dist loadfile
 export ORT_DISABLE_TELEMETRY := 1
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/bin/python:
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -66,6 +66,14 @@ lint: $(DEV_READY) ## format, lint, types, floors
 bench: $(RPPG_DATA)/.ready ## the figures that the README promises
 	@$(PYTHON) -m benchmarks.rppg
 	@$(PYTHON) -m benchmarks.calibration --quick
+
+arm-check: $(if $(BUNDLE),$(RUN_READY),$(RPPG_DATA)/.ready) ## a bundle's self-test on emulated Cortex-A72 and A76 (BUNDLE=folder)
+	@$(if $(BUNDLE),,$(PYTHON) -m onnxq run $(RECIPE) --target ort-arm64)
+	@$(PYTHON) -m tools.emulation arm $(if $(BUNDLE),--bundle $(BUNDLE))
+
+avx2-check: $(if $(BUNDLE),$(RUN_READY),$(RPPG_DATA)/.ready) ## the same on an emulated x86 without VNNI (BUNDLE=folder)
+	@$(if $(BUNDLE),,$(PYTHON) -m onnxq run $(RECIPE) --target ort-x86-avx2)
+	@$(PYTHON) -m tools.emulation avx2 $(if $(BUNDLE),--bundle $(BUNDLE))
 
 clean: ## remove results and caches; .venv stays
 	@rm -rf build .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

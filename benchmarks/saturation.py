@@ -1,0 +1,211 @@
+"""The saturation detector against ONNX Runtime itself on an emulated x86 without VNNI.
+
+    python -m benchmarks.saturation [--only NAME …] [--json FILE]
+
+For every network its nodes are taken apart, and each is fed the integers that it gets on samples,
+once here and once under ``qemu-x86_64 -cpu Haswell``: a node saturates in truth if an output
+integer differs. The detector has seen neither run. Then the whole file, as it is and narrowed, on
+both processors. Needs a machine with VNNI, and the emulator (fetched once into build/emulation).
+
+``efficientnet`` needs efficientnet_lite0.onnx, calib.npz and eval.npz in the folder that
+ONNXQ_CASES names, ``rppg`` the build folder of ``make rppg``; they are left out where these lack.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from benchmarks.saturation_networks import Case, cases
+from onnxq.graph import load_model
+from onnxq.plain.calibrate import Data, calibrate_file
+from onnxq.plain.quantize import quantize_file
+from onnxq.provenance import cpu_flags
+from onnxq.recipe import CalibrateSection, QuantizeSection
+from onnxq.runtime import Session, with_outputs
+from onnxq.samples import Samples
+from onnxq.target import load_target
+from onnxq.verify.distances import Distance
+from onnxq.verify.integer_products import products_of
+from onnxq.verify.saturation import effect, saturation
+from tools.emulation.guests import Guest, x86_guests
+from tools.emulation.outputs import apart, outputs_on
+
+__all__ = ["Result", "Truth", "judge", "truth_of"]
+
+POSITIONS = 8192  # of every node, over all samples
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One node on both processors: the share of its output integers that differ, and whether those
+    that the detector predicts for the other processor are its integers, at ``positions``."""
+
+    differs: float
+    predicted: bool
+    positions: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """One network. SQNR in dB against FP32; ``whole``: the narrowed file gives the same bits."""
+
+    name: str
+    nodes: int
+    can: int
+    does: int
+    truly: int
+    agree: int
+    predicted: int
+    here_db: float
+    there_db: float
+    narrowed_here_db: float
+    narrowed_there_db: float
+    u8_there_db: float
+    narrowed_nodes: int
+    whole: bool
+
+
+def truth_of(path: Path, samples: Samples, guest: Guest) -> dict[str, Truth]:
+    """Every product of the file, by node, on this processor and on ``guest``."""
+    model = load_model(path)
+    products = {product.node: product for product in products_of(ir.from_proto(model))}
+    names = list(products)
+    if not names:
+        return {}
+    given = {node.name: node.input[0] for node in model.graph.node if node.name in products}
+    fetched = sorted({*given.values(), *(product.tensor for product in products.values())})
+    session = Session(with_outputs(model, fetched).SerializeToString(), optimization="none")
+    runs = [session.run(row) for row in samples.rows()]
+    rows = {name: np.stack([run[given[name]] for run in runs]) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "apart.onnx"
+        onnx.save(apart(model, names), file)
+        there = outputs_on(guest, file, rows)
+        alone = Session(file)
+        here = [alone.run({n: rows[n][i] for n in names}) for i in range(len(runs))]
+    found = {}
+    for name, product in products.items():
+        ours = np.stack([run[f"{name}.out"] for run in here])
+        theirs = there[f"{name}.out"]
+        equal, positions = True, 0
+        for run, made in zip(runs, theirs, strict=True):
+            activations = product.unsigned(run[product.tensor])
+            total = product.count(activations)
+            chosen = np.unique(np.linspace(0, total - 1, POSITIONS // len(runs)).astype(np.int64))
+            wanted = effect(product, activations, chosen).saturated
+            flat = np.moveaxis(made, 1, -1) if product.window is not None else made
+            flat = flat.reshape(total, -1)[chosen]
+            if product.output is not None:
+                steps = np.rint(flat / np.float32(product.output.scale))
+                equal &= np.array_equal(steps + product.output.zero_point, wanted)
+            positions += len(chosen)
+        differs = float(np.mean(~np.isclose(ours, theirs, rtol=1e-5, atol=0)))
+        found[name] = Truth(differs, equal, positions)
+    return found
+
+
+def judge(case: Case, folder: Path, guest: Guest) -> Result:
+    """Quantize with and without narrowing, and hold everything against the emulated processor."""
+    samples = case.samples()
+    target = load_target(case.target)
+    calibration = folder / "calibration"
+    calibrate_file(
+        case.model, target, Data(str(case.calibration), {}, CalibrateSection()), calibration
+    )
+    files = {}
+    for way in ("ignore", "narrow"):
+        files[way] = folder / f"{way}.onnx"
+        section = QuantizeSection(saturation=way)
+        quantize_file(case.model, target, calibration, section, files[way])
+    rows = saturation(files["ignore"], samples, positions=POSITIONS)
+    truth = truth_of(files["ignore"], samples, guest)
+    exact = _outputs(case.model, samples)
+    here = {way: _outputs(file, samples) for way, file in files.items()}
+    inputs = {name: np.stack([row[name] for row in samples.rows()]) for name in samples.inputs}
+    there = {way: outputs_on(guest, file, inputs) for way, file in files.items()}
+    as_u8 = outputs_on(guest, files["ignore"], inputs, ["session.x64quantprecision=1"])
+    narrowed = saturation(files["narrow"])
+    return Result(
+        name=case.name,
+        nodes=len(rows),
+        can=sum(row.verdict != "cannot" for row in rows),
+        does=sum(row.verdict == "does" for row in rows),
+        truly=sum(found.differs > 0 for found in truth.values()),
+        agree=sum(bool(row.changed) == (truth[row.node].differs > 0) for row in rows),
+        predicted=sum(found.predicted for found in truth.values()),
+        here_db=_sqnr(exact, here["ignore"]),
+        there_db=_sqnr(exact, there["ignore"]),
+        narrowed_here_db=_sqnr(exact, here["narrow"]),
+        narrowed_there_db=_sqnr(exact, there["narrow"]),
+        u8_there_db=_sqnr(exact, as_u8),
+        narrowed_nodes=sum(row.channels > 0 for row in rows)
+        - sum(row.channels > 0 for row in narrowed),
+        whole=all(np.array_equal(here["narrow"][name], there["narrow"][name]) for name in exact),
+    )
+
+
+def _outputs(file: Path, samples: Samples) -> dict[str, np.ndarray]:
+    session = Session(file)
+    runs = [session.run(row) for row in samples.rows()]
+    return {name: np.stack([run[name] for run in runs]) for name in session.output_names}
+
+
+def _sqnr(exact: dict[str, np.ndarray], given: dict[str, np.ndarray]) -> float:
+    total = Distance()
+    for name, values in exact.items():
+        total += Distance.between(values, given[name])
+    return total.sqnr_db
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown."""
+    lines = [
+        "| network | products | can | does | truly differ | agree | integers predicted | SQNR here "
+        "| there | narrowed here | narrowed there | same bits | u8 option there |",
+        "|---" * 13 + "|",
+    ]
+    for one in results:
+        lines.append(
+            f"| {one.name} | {one.nodes} | {one.can} | {one.does} | {one.truly} | "
+            f"{one.agree}/{one.nodes} | {one.predicted}/{one.nodes} | {one.here_db:.2f} | "
+            f"{one.there_db:.2f} | {one.narrowed_here_db:.2f} | {one.narrowed_there_db:.2f} | "
+            f"{'yes' if one.whole else 'NO'} | {one.u8_there_db:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run what is there; 1 if the detector is wrong anywhere or a narrowed file is not whole."""
+    parser = argparse.ArgumentParser(description="The saturation detector against the runtime.")
+    parser.add_argument("--only", nargs="*", default=[], help="names of networks")
+    parser.add_argument("--json", type=Path, help="where results go")
+    given = parser.parse_args()
+    if not {"avx512_vnni", "avx_vnni"} & set(cpu_flags()):
+        print("this processor has no VNNI: there is nothing exact to compare with", file=sys.stderr)
+        return 2
+    (guest,) = x86_guests(Path("build/emulation"))
+    results = []
+    with tempfile.TemporaryDirectory() as work:
+        named = os.environ.get("ONNXQ_CASES")
+        for case in cases(Path(work), Path(named) if named else None, given.only):
+            folder = Path(work) / f"{case.name}-files"
+            folder.mkdir()
+            results.append(judge(case, folder, guest))
+            print(table(results[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+    print(table(results))
+    if given.json:
+        given.json.write_text(json.dumps([asdict(one) for one in results], indent=1) + "\n")
+    return int(not all(one.agree == one.nodes and one.whole for one in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
