@@ -44,6 +44,7 @@ RECORDS: Mapping[Stage, str] = {
     "handoff": "bundle.json",
 }
 FP32, EXPORTED, INT8 = "fp32.onnx", "exported.onnx", "int8.onnx"
+PARTS = "parts"
 
 
 @runtime_checkable
@@ -221,6 +222,7 @@ def _calibrate(work: _Work, outcome: Outcome) -> Outcome:
     def write(folder: Path) -> object:
         from onnxq.calibrate.stage import Subject, calibrate
 
+        _refuse_early(work, exported)
         return calibrate(
             Subject(
                 model=work.path("export", FP32),
@@ -242,6 +244,20 @@ def _calibrate(work: _Work, outcome: Outcome) -> Outcome:
     forget_pieces(work.build.stage("calibrate"))
     calibration = load_record(CalibrationResult, work.record("calibrate"))
     return _updated(outcome, calibration=calibration)
+
+
+def _refuse_early(work: _Work, exported: ExportedModel) -> None:
+    """Raise TargetRuleError for what no quantization can mend, before time is spent on it."""
+    from onnxq.graph import load_model
+    from onnxq.handoff.check import check, refuse_broken_rules
+
+    files = [work.path("export", FP32)]
+    if exported.parts is not None:
+        files = [work.path("export", PARTS) / part.file.name for part in exported.parts.parts]
+    for file in files:
+        waivers = work.recipe.handoff.waive
+        broken = check(load_model(file), work.target, waivers, file_name=file.name, phase="any")
+        refuse_broken_rules(broken, work.target, f"{file.name} (FP32)")
 
 
 def _quantize(work: _Work, outcome: Outcome) -> Outcome:

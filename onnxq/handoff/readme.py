@@ -4,8 +4,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxq.artifacts import AnswerCheck, RuleResult, VerificationReport
+from onnxq.artifacts import AnswerCheck, Manifest, RuleResult, VerificationReport
 from onnxq.handoff.contract import Contract, InputOutput
+from onnxq.handoff.part import Part
+from onnxq.handoff.readme_parts import steps_in_words
 from onnxq.target import Target
 
 __all__ = ["Contents", "readme", "unverified_notice"]
@@ -28,6 +30,8 @@ class Contents:
     verdict: str
     made_up: bool
     made_up_ranges: bool
+    parts: Sequence[Part] = ()
+    manifest: Manifest | None = None
 
 
 def readme(contents: Contents) -> str:
@@ -38,6 +42,7 @@ def readme(contents: Contents) -> str:
         *([unverified_notice(contents.verdict)] if contents.verdict != "passed" else []),
         _first_checks(contents),
         _feeding(contents.contract),
+        *([steps_in_words(contents.manifest, contents.parts)] if contents.manifest else []),
         _running(contents),
         _measured(contents),
         _predicted(contents),
@@ -101,11 +106,12 @@ def _value(value: InputOutput) -> str:
 
 def _running(contents: Contents) -> str:
     target = contents.target
-    names = {
-        "{model}": shlex.quote(contents.contract.model),
-        "{answers}": "validate_inputs.npz",
-    }
-    commands = "\n".join(_filled(command, names) for command in target.commands)
+    models = [(f"cd {part.model.stem} && ", part.contract) for part in contents.parts]
+    commands = "\n".join(
+        f"({first}{line})" if first else line
+        for first, made in models or [("", contents.contract)]
+        for line in _commands(target, made)
+    )
     parts = [f"## Run it on {target.title}\n\n```sh\n{commands}\n```"]
     if "validate_inputs.npz" in contents.files:
         parts.append(
@@ -133,6 +139,12 @@ gcc -std=c99 -Wall -Wextra -Werror -pedantic self_test.c -o self_test -lm
 ```"""
 
 
+def _commands(target: Target, made: Contract) -> list[str]:
+    """The target's commands for one model."""
+    names = {"{model}": shlex.quote(made.model), "{answers}": "validate_inputs.npz"}
+    return [_filled(command, names) for command in target.commands]
+
+
 def _filled(command: str, names: dict[str, str]) -> str:
     for key, name in names.items():
         command = command.replace(key, name)
@@ -152,14 +164,19 @@ def _in_python(contents: Contents) -> str:
         f"options.add_session_config_entry({key!r}, {value!r})\n"
         for key, value in contents.target.session_options.items()
     )
-    return (
+    head = (
         "## In Python\n\n`run.py` checks type, shape and declared domain of what it is fed; its "
         "`Runner` is for your own program:\n\n```python\n"
         "import numpy as np\nfrom contract import load\nfrom run import Runner\n\n"
         'known = np.load("known_answers.npz")\n'
         f"inputs = {{{feed}}}\noutputs = Runner('.').run(inputs)\n"
         + "".join(f"{line}\n" for line in integers[:1])
-        + "```\n\nThe same with ONNX Runtime alone, which checks no domain:\n\n```python\n"
+        + "```"
+    )
+    if contents.parts:
+        return head
+    return (
+        f"{head}\n\nThe same with ONNX Runtime alone, which checks no domain:\n\n```python\n"
         'import numpy as np\nimport onnxruntime as ort\n\nknown = np.load("known_answers.npz")\n'
         "options = ort.SessionOptions()\noptions.graph_optimization_level = "
         f"ort.GraphOptimizationLevel.{_LEVEL[contents.answers.optimization]}\n{options}"
@@ -170,7 +187,8 @@ def _in_python(contents: Contents) -> str:
 
 def _measured(contents: Contents) -> str:
     report = contents.report
-    head = "## Measured, on this very file\n\n"
+    what = "these very parts" if contents.parts else "this very file"
+    head = f"## Measured, on {what}\n\n"
     if report is None:
         return head + "Nothing: the model came without a verification report."
     lines = [f"- verdict: **{report.verdict}**. " + "; ".join(report.reasons)]

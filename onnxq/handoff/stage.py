@@ -11,6 +11,7 @@ from onnxq.artifacts import (
     Bundle,
     ExportedModel,
     FileFacts,
+    Manifest,
     Origin,
     QuantizedModel,
     RuleResult,
@@ -28,10 +29,12 @@ from onnxq.handoff.bundle import (
 from onnxq.handoff.check import check, refuse_broken_rules
 from onnxq.handoff.contract import Contract, contract
 from onnxq.handoff.part import Part, write_part
+from onnxq.handoff.parts import parts_to_ship, write_parts_of_bundle
 from onnxq.handoff.readme import Contents, readme, unverified_notice
 from onnxq.handoff.stand_alone import write_scripts
 from onnxq.recipe import HandoffSection
 from onnxq.samples import Samples
+from onnxq.splitting.manifest import MANIFEST
 from onnxq.store import atomic_folder, facts_of_file, save_record, sha256_of_file
 from onnxq.target import Target
 
@@ -57,6 +60,8 @@ class _Judged:
     report_folder: Path | None
     origin: Origin | None
     recipe_text: str
+    parts: tuple[Part, ...]
+    manifest: Manifest | None
 
 
 def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the bundle)
@@ -86,8 +91,12 @@ def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the
     proto = load_model(model)
     facts = _facts(model, model.parent)
     compare_records(facts, quantized, report, target)
-    rules = check(proto, target, section.waive, file_name=model.name)
-    refuse_broken_rules(rules, target, model.name)
+    parts = parts_to_ship(model, exported, quantized, target)
+    rules: tuple[RuleResult, ...] = ()
+    for file in [part.model for part in parts] or [model]:
+        found = check(load_model(file), target, section.waive, file_name=file.name)
+        refuse_broken_rules(found, target, file.name)
+        rules += found
     judged = _Judged(
         model=model,
         target=target,
@@ -99,6 +108,8 @@ def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the
         report_folder=report_folder,
         origin=origin,
         recipe_text=recipe_text,
+        parts=parts,
+        manifest=quantized.parts if quantized is not None else None,
     )
     if samples is None:
         samples = made_up_samples(judged.contract, section.known_answers)
@@ -107,18 +118,25 @@ def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the
 
 
 def _fill(folder: Path, judged: _Judged, samples: Samples, count: int) -> Bundle:
-    target, name = judged.target, judged.model.name
-    part = Part(judged.model, judged.contract, target)
-    answers = write_part(folder, part, samples, count)
+    target, name, made = judged.target, judged.model.name, judged.contract
+    if judged.manifest is not None:
+        name = MANIFEST
+        made, answers = write_parts_of_bundle(
+            folder, judged.parts, judged.manifest, made, samples, count
+        )
+    else:
+        answers = write_part(folder, Part(judged.model, made, target), samples, count)
     _copy_report(judged.report_folder, folder / "report")
-    write_scripts(folder)
+    write_scripts(folder, parts=judged.manifest is not None)
     if judged.recipe_text:
         (folder / RECIPE_FILE).write_text(judged.recipe_text, encoding="utf-8")
     if judged.verdict != "passed":
         notice = unverified_notice(judged.verdict).replace("**", "")
         (folder / "UNVERIFIED.txt").write_text(notice + "\n", encoding="utf-8")
     contents = Contents(
-        contract=judged.contract,
+        contract=made,
+        parts=judged.parts,
+        manifest=judged.manifest,
         target=target,
         report=judged.report,
         rules=judged.rules,

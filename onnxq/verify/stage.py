@@ -61,6 +61,7 @@ _SEMANTICS: Mapping[str, tuple[Optimization, Optimization]] = {
     "runtime": ("full", "none"),
     "graph": ("none", "full"),
 }
+PARTS_SAMPLES = 128  # samples on which the parts are held against the whole
 LAYER_SAMPLES = 32  # samples on which every tensor is compared
 
 
@@ -123,7 +124,10 @@ def verify(
     )
     parts = None
     if evidence.parts is not None:
-        parts = check_parts(evidence.int8, evidence.parts, evidence.target, samples, progress)
+        parts = check_parts(
+            evidence.int8, evidence.parts, evidence.target,
+            samples.thinned(PARTS_SAMPLES), progress,
+        )  # fmt: skip
     comparison = compare_models(task, predicted.by_variant, samples, evidence.target)
     gates = judge_all(section, task, predicted.by_variant, samples)
     verdict, reasons = overall(
