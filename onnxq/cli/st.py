@@ -156,11 +156,13 @@ def _show_compiled(
 
 
 def _show_metrics(screen: Screen, report: ValidateReport, own: Sequence[LayerDistance]) -> None:
-    table = Table("output", *_METRICS, box=None)
-    for output in report.outputs:
-        table.add_row(f"ST: {output.output}", *(_text(getattr(output, key)) for key in _METRICS))
-    for row in own:
-        table.add_row(f"onnxq: {row.tensor}", *(_text(getattr(row, key)) for key in _METRICS))
+    columns = [*report.outputs, *own]
+    heads = [f"ST: {row.output}" for row in report.outputs] + [
+        f"onnxq: {row.tensor}" for row in own
+    ]
+    table = Table("", *heads, box=None)
+    for metric in _METRICS:
+        table.add_row(metric, *(_text(getattr(column, metric)) for column in columns))
     screen.text.print(table)
     screen.say(
         "  ST: the C model against ONNX Runtime on the same INT8 file. onnxq: INT8 against FP32. "
