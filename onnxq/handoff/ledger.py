@@ -5,6 +5,7 @@ the calls that a sample takes; a time is a bound from a rate that somebody state
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxq.artifacts import CostTotal, LayerCost, Ledger, SizeLine, TimeBound
+from onnxq.artifacts import (
+    CostTotal,
+    LayerCost,
+    Ledger,
+    Manifest,
+    RunStep,
+    SizeLine,
+    TimeBound,
+)
 from onnxq.errors import UsageError
 from onnxq.graph import WEIGHTED, load_model, macs_of, output_channel_axis, with_batch_of_one
 from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE, is_constant
@@ -24,6 +33,7 @@ __all__ = [
     "constants_of_node",
     "ledger",
     "ledger_lines",
+    "ledgers_of_parts",
     "operators_of",
     "parameters_bytes",
     "per_sample",
@@ -153,6 +163,22 @@ def ledger(
         predicted_ratio=predicted,
         bound=_bound(macs * calls, target),
         warnings=_warnings(ratio, predicted, claimed_ratio),
+    )
+
+
+def ledgers_of_parts(manifest: Manifest, folder: Path, target: Target) -> tuple[Ledger, ...]:
+    """The ledgers of a graph that ships in parts, each called as often as the manifest runs it.
+
+    ``folder`` is where the manifest lies. Raises ModelError.
+    """
+    calls = Counter[str]()
+    for step in manifest.steps:
+        if isinstance(step, RunStep):
+            calls[step.part] += step.times
+    return tuple(
+        ledger(folder / part.file.name, target, calls=calls[part.name])
+        for part in manifest.parts
+        if calls[part.name]
     )
 
 

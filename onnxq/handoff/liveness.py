@@ -124,7 +124,7 @@ class _Fused:
             bool(data)
             and node.op_type in self.integer_ops
             and all(_made_by(value, DEQUANTIZE) for value in data)
-            and all(self.ends_in_quantizers(value) for value in node.outputs if value.name)
+            and all(self.ends_in_quantizers(value) for value in node.outputs if _is_wanted(value))
         )
 
     def _is_folded(self, node: ir.Node) -> bool:
@@ -153,7 +153,11 @@ class _Fused:
         return any(not self.is_integer(use.node) for use in value.uses())
 
     def stored(self, value: ir.Value) -> tuple[ir.Value, ...]:
-        """What is written to memory when ``value`` is made."""
+        """What is written to memory when ``value`` is made; nothing for what an integer operator
+        gives and nobody takes."""
+        node = value.producer()
+        if node is not None and not _is_wanted(value) and self.is_integer(node):
+            return ()
         if self._exists_in_float(value):
             return (value,)
         consumers = [use.node for use in value.uses()]
@@ -352,6 +356,10 @@ def _name_of(value: ir.Value) -> str:
     if node is not None and node.op_type == QUANTIZE and node.inputs[0] is not None:
         return str(node.inputs[0].name)
     return str(value.name)
+
+
+def _is_wanted(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
 
 
 def _made_by(value: ir.Value, op_type: str) -> bool:

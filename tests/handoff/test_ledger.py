@@ -6,8 +6,10 @@ import onnx_ir as ir
 import pytest
 
 from handoff.qdq_models import small_net
+from onnxq.artifacts import Manifest, PartFacts, RunStep
 from onnxq.errors import UsageError
-from onnxq.handoff.ledger import ledger, ledger_lines, per_sample
+from onnxq.handoff.ledger import ledger, ledger_lines, ledgers_of_parts, per_sample
+from onnxq.store import facts_of_file
 from onnxq.target import load_target
 
 N6, X86 = load_target("stm32n6"), load_target("ort-x86")
@@ -54,6 +56,25 @@ def test_a_model_that_runs_24_times_for_a_sample_counts_24_times(nets):
     total = per_sample([body, head], N6)
     assert total.macs_per_sample == 25 * head.macs
     assert total.weight_bytes_per_sample == 25 * head.weight_bytes
+
+
+def test_parts_are_called_as_often_as_their_manifest_runs_them(nets):
+    def run(part, times):
+        return RunStep(part=part, inputs={}, outputs={}, times=times, each_row=times > 1)
+
+    facts = facts_of_file(nets["stm32n6"])
+    manifest = Manifest(
+        whole_sha256="0",
+        inputs=(),
+        outputs=(),
+        parts=tuple(
+            PartFacts(name=name, file=facts, inputs=(), outputs=()) for name in ("Body", "Head")
+        ),
+        steps=(run("Body", 20), run("Body", 4), run("Head", 1)),
+    )
+    body, head = ledgers_of_parts(manifest, nets["stm32n6"].parent, N6)
+    assert (body.calls, head.calls) == (24, 1)
+    assert per_sample([body, head], N6).macs_per_sample == 25 * head.macs
 
 
 def test_a_time_is_a_bound_from_a_rate_with_a_source_or_nothing(nets):

@@ -197,6 +197,21 @@ def test_a_relu_overwrites_a_float_that_nobody_else_reads():
     assert [b.tensor for b in lives_in_float(of(shared), UNALIGNED).buffers] == list("xary")
 
 
+def test_an_output_that_nobody_takes_makes_no_operator_float():
+    body = pair("x") + "a, b = Split<axis=1>(xd, half) " + pair("a")
+    half = {"half": np.array([1, 1], np.int64)}
+    lives = fused_lives(of(graph(body, outputs="float[1,1,4,4] ad", **half)), UNALIGNED)
+    assert lives.float_nodes == ()
+    assert [(b.tensor, b.bytes) for b in lives.buffers] == [("x", 32), ("a", 16)]
+
+
+def test_branches_with_scales_of_their_own_are_stored_once_each():
+    both = "x1 = QuantizeLinear(x, s, z) x2 = QuantizeLinear(x, s2, z) "
+    both += "d1 = DequantizeLinear(x1, s, z) d2 = DequantizeLinear(x2, s2, z) "
+    model = graph(both + "y = Add(d1, d2) " + pair("y"), outputs=f"{SHAPE} yd")
+    assert peak(fused_lives(of(model), UNALIGNED)) == 3 * 32
+
+
 def test_a_skip_connection_keeps_its_tensor_alive():
     body = "a = Abs(x) b = Abs(a) c = Abs(b) y = Add(a, c)"
     lives = lives_in_float(of(graph(body)), UNALIGNED)
