@@ -153,10 +153,12 @@ class CompiledPool(Record):
 
 
 class GenerateReport(Record):
-    """``network_generate_report.txt`` of ``stedgeai generate``."""
+    """``network_generate_report.txt`` of ``stedgeai generate``. ``profile`` is the one it was run
+    with, as ``profile@file``; empty if the report does not repeat its command line."""
 
     file: str
     tool_version: str
+    profile: str
     model_format: str
     epochs: tuple[CompiledEpoch, ...]
     pools: tuple[CompiledPool, ...]

@@ -141,6 +141,8 @@ def _show_compiled(
 ) -> None:
     software = [epoch for epoch in report.epochs if epoch.runs == "software"]
     screen.say(f"  {len(report.epochs)} epochs, {len(software)} in software")
+    if isinstance(report, GenerateReport) and report.profile:
+        screen.say(f"  compiled with the profile {report.profile}")
     table = Table("pool", "used", "of", box=None)
     for pool in report.pools:
         size = "" if pool.size_bytes is None else f"{pool.size_bytes:,}"

@@ -98,6 +98,8 @@ def command_lines(contract: Contract, target: Target) -> list[str]:
         "Where they differ from ST's files for your board, ST's are right; the pools must agree "
         "with the linker script.",
         f"- The profile `{_STRICT}` makes every software epoch a compile error (`{_NO_SOFTWARE}`).",
+        f"- `{_INPUTS}` holds the file's own floats; that `validate` quantizes them for integer "
+        "inputs, and which array names it expects, was not tried.",
         *[f"- {note}" for note in _io_notes(contract)],
     ]
 

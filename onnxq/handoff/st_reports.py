@@ -41,6 +41,7 @@ _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _AMOUNT = r"(\d[\d,]*(?:\.\d+)?)\s*([kKMG]?i?B)"
 _VERSION = re.compile(r"ST\s*Edge\s*AI\s*Core\D{0,10}?(\d+(?:\.\d+)+(?:-[\w.]+)?)", re.I)
 _FORMAT = re.compile(r"^\s*model_fmt\s*:\s*(.+?)\s*$", re.M)
+_PROFILE = re.compile(r"--st-neural-art[\s=]+([^\s'\"]+)")
 _EPOCH = re.compile(
     r"^\s*epoch\s*#?(\d+)\s*[:|]?\s*-*\s*(HW|SW|EC)\b\s*-*\s*(?:\(\s*(.*?)\s*\))?", re.I | re.M
 )
@@ -110,11 +111,11 @@ def parse_generate(text: str, file: str) -> GenerateReport:
         if not _POOL.match(line):
             raise UsageError(f"the line `{line.strip()}` of a pool cannot be read", where=file)
     _refuse_miscounted(text, epochs, file)
-    found = _FORMAT.search(text)
     return GenerateReport(
         file=file,
-        tool_version=_version_in(text),
-        model_format=found.group(1) if found else "",
+        tool_version=_first_in(text, _VERSION),
+        profile=_first_in(text, _PROFILE),
+        model_format=_first_in(text, _FORMAT),
         epochs=epochs,
         pools=pools,
     )
@@ -145,7 +146,7 @@ def parse_info(text: str, file: str) -> InfoReport:
     return InfoReport(
         file=file,
         schema_version=schema,
-        tool_version=_version_in(text) or _tool_version(data),
+        tool_version=_first_in(text, _VERSION) or _tool_version(data),
         epochs=tuple(
             CompiledEpoch(
                 number=number,
@@ -170,14 +171,14 @@ def parse_validate(text: str, file: str) -> ValidateReport:
             where=file,
             do="give the report that `stedgeai validate` writes",
         )
-    return ValidateReport(file=file, tool_version=_version_in(text), outputs=outputs)
+    return ValidateReport(file=file, tool_version=_first_in(text, _VERSION), outputs=outputs)
 
 
 # --- text ---------------------------------------------------------------------------------------
 
 
-def _version_in(text: str) -> str:
-    found = _VERSION.search(text)
+def _first_in(text: str, what: re.Pattern[str]) -> str:
+    found = what.search(text)
     return found.group(1) if found else ""
 
 
@@ -243,7 +244,7 @@ def _entries(data: Mapping[str, Any], key: str, file: str) -> list[dict[str, Any
     graphs = data.get("graphs")
     held = data.get(key)
     if held is None and isinstance(graphs, list) and len(graphs) == 1:
-        held = graphs[0].get(key)
+        held = graphs[0].get(key) if isinstance(graphs[0], dict) else None
     if not isinstance(held, list) or not all(isinstance(entry, dict) for entry in held):
         raise UsageError(
             f"holds no list of `{key}`; it has {', '.join(sorted(data)) or 'nothing'}",
@@ -278,7 +279,8 @@ def _cycles_of(epoch: Mapping[str, Any], file: str) -> int | None:
     if "cycles" in epoch:
         return _whole(epoch["cycles"], file)
     nodes = epoch.get("nodes")
-    counted = [n["cycles"] for n in nodes if "cycles" in n] if isinstance(nodes, list) else []
+    listed = nodes if isinstance(nodes, list) else []
+    counted = [n["cycles"] for n in listed if isinstance(n, dict) and "cycles" in n]
     return sum(_whole(count, file) for count in counted) if counted else None
 
 

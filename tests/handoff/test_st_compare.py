@@ -186,6 +186,7 @@ def test_people_read_what_departs_and_what_to_do(bundle, tmp_path, capsys):
         main(["compare-st", str(bundle), str(report)])
     text = capsys.readouterr().out
     assert "6 epochs, 1 in software" in text
+    assert "compiled with the profile onnxq@user_neuralart.json" in text
     assert "→" in text
     with pytest.raises(SystemExit):
         main(["compare-st", str(bundle), str(write(tmp_path, "v.txt", VALIDATE))])

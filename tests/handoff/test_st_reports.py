@@ -1,9 +1,12 @@
 """Reports of ST's tool: read whole or refused. The fixtures follow what public reports show."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from onnxq.errors import UsageError
 from onnxq.handoff.st_reports import parse_generate, parse_info, parse_validate, read_report
@@ -18,6 +21,7 @@ def test_a_generate_report_gives_version_format_epochs_and_pools():
     report = read_report(FIXTURES / "network_generate_report.txt")
     assert report.tool_version == "4.0.1-20581"
     assert report.model_format == "ss/sa per channel"
+    assert report.profile == "onnxq@user_neuralart.json"
     assert [epoch.runs for epoch in report.epochs] == ["hardware"] * 6
     pools = {pool.pool: (pool.used_bytes, pool.size_bytes) for pool in report.pools}
     assert len(pools) == 8
@@ -122,6 +126,43 @@ def test_what_is_no_report_is_refused(tmp_path, text):
     (tmp_path / "r.txt").write_text(text)
     with pytest.raises(UsageError):
         read_report(tmp_path / "r.txt")
+
+
+@pytest.mark.parametrize("name", ["generate_report.txt", "validate_report.txt", "c_info.json"])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(start=st.integers(0, 5000), length=st.integers(1, 400), filling=st.text(max_size=8))
+def test_a_damaged_report_is_read_or_refused_and_nothing_else(
+    tmp_path, name, start, length, filling
+):
+    text = (FIXTURES / f"network_{name}").read_text()
+    (tmp_path / "r").write_text(text[:start] + filling + text[start + length :], encoding="utf-8")
+    with contextlib.suppress(UsageError):
+        assert read_report(tmp_path / "r").file == "r"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["nodes", "cycles", "mapping", "size", "pool", "name", "epochs"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["environment", "buffers", "epochs", "graphs"]), json_values, max_size=4
+    )
+)
+def test_json_of_any_form_is_read_or_refused_and_nothing_else(changes):
+    data = {key: value for key, value in json.loads(INFO).items() if key not in changes} | changes
+    with contextlib.suppress(UsageError):
+        assert parse_info(json.dumps(data), "c.json").schema_version == "2.0"
 
 
 def test_a_file_that_is_missing_or_binary_is_refused(tmp_path):
