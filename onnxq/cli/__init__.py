@@ -25,8 +25,13 @@ _COMMANDS = {
     "rebuild": ("onnxq.cli.rebuild", "Make a bundle again and prove that every byte is the same."),
     "inspect": ("onnxq.cli.inspect", "Show what is integer in a model, what is not, and why."),
     "convert": ("onnxq.cli.convert", "Change activations between int8 and uint8, same numbers."),
+    "compare-st": ("onnxq.cli.st", "Compare the reports of ST's tool with a bundle's plan."),
     "doctor": ("onnxq.cli.doctor", "Check whether this installation can do its work."),
     "check": ("onnxq.cli.targets", "Judge a model by a target's rules, and say what runs where."),
+    "compare-dump": (
+        "onnxq.cli.dump",
+        "Name the first layer of a device's dump that departs from a bundle's.",
+    ),
     "targets": ("onnxq.cli.targets", "List the targets, or show one."),
     "schema": ("onnxq.cli.look", "Print the JSON Schema of recipes."),
 }
@@ -42,7 +47,7 @@ class _Group(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(_COMMANDS[cmd_name][0])
-        command = getattr(module, cmd_name)
+        command = getattr(module, cmd_name.replace("-", "_"))
         if not isinstance(command, click.Command):
             raise TypeError(f"{cmd_name} is no command")
         return command
