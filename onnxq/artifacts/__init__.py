@@ -28,6 +28,7 @@ from onnxq.artifacts.calibration import (
     Sufficiency,
     TensorRange,
 )
+from onnxq.artifacts.dump import DumpComparison, DumpLayer
 from onnxq.artifacts.execution import (
     Execution,
     FloatCause,
@@ -94,6 +95,8 @@ __all__ = [
     "CostTotal",
     "Coverage",
     "CoverageLine",
+    "DumpComparison",
+    "DumpLayer",
     "Execution",
     "ExportedModel",
     "FileFacts",

@@ -1,0 +1,124 @@
+"""The first layer of a device that departs from the bundle's, and whether that is rounding."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from onnxq.errors import ModelError
+from onnxq.handoff.dump import Dump, KnownLayers
+from onnxq.handoff.dump_causes import causes, roundings
+from onnxq.handoff.reference.evaluate import Reference
+from onnxq.handoff.reference.network import Layer
+
+__all__ = ["Departure", "compare_layers"]
+
+Array = Shaped[np.ndarray, "..."]
+LayerVerdict = Literal["equal", "follows", "rounding", "departs"]
+ONE_STEP = 1 + 1e-6
+SUSPICIOUS = 0.02  # share of elements beyond which one step is looked at as a fault would be
+
+
+@dataclass(frozen=True)
+class Departure:
+    """One layer of a dump.
+
+    ``steps`` and ``differing`` (a share) are against the bundle's integers; ``own_steps`` and
+    ``own_differing`` against the integer reference given the device's own integers before this
+    layer, None where there is no reference. Verdicts: ``equal`` to the bundle's; ``follows``
+    exactly from the device's own integers before it; ``rounding``: each integer is one of the two
+    around the exact value; ``departs``.
+    """
+
+    layer: Layer
+    verdict: LayerVerdict
+    steps: int
+    differing: float
+    own_steps: int | None
+    own_differing: float | None
+    says: tuple[str, ...]
+    integers: Int64[np.ndarray, "..."]
+
+
+def compare_layers(known: KnownLayers, dump: Dump) -> Iterator[Departure]:
+    """Every layer of the dump, in the graph's order; causes are sought up to the first departing.
+
+    A layer that the dump does not hold is the bundle's own, as long as nothing before it differs;
+    behind a difference it is computed by the reference of what the dump holds.
+    """
+    try:
+        reference, refusal = Reference(known.model), ""
+    except ModelError as fault:
+        reference, refusal = None, str(fault)
+    given: dict[str, Array] = {}
+    touched: set[str] = set()
+    searching = True
+    for layer in known.layers:
+        same = np.asarray(known.integers[layer.name])
+        if layer.name not in dump.integers:
+            if touched.intersection(layer.sources):
+                touched.add(layer.name)
+            else:
+                given[layer.name] = same
+            continue
+        got = dump.integers[layer.name]
+        if np.array_equal(got, same):
+            found = Departure(layer, "equal", 0, 0.0, None, None, (), got)
+        elif reference is None:
+            found = _unjudged(layer, got, same, refusal)
+        else:
+            found = _judged(known, reference, layer, given, got, searching)
+        if found.verdict != "equal":
+            touched.add(layer.name)
+        searching = searching and found.verdict != "departs"
+        given[layer.name] = got
+        yield found
+
+
+def _unjudged(layer: Layer, got: Array, same: Array, refusal: str) -> Departure:
+    away = np.abs(got - same.astype(np.int64))
+    says = (f"rounding cannot be told from a fault: {refusal}",)
+    return Departure(
+        layer, "departs", int(away.max()), float((away > 0).mean()), None, None, says, got
+    )
+
+
+def _judged(
+    known: KnownLayers,
+    reference: Reference,
+    layer: Layer,
+    given: Mapping[str, Array],
+    got: Int64[np.ndarray, "..."],
+    searching: bool,
+) -> Departure:
+    """A layer that is not the bundle's, judged by the reference of the integers before it."""
+    away = np.abs(got - known.integers[layer.name].astype(np.int64))
+    right = reference.layer(layer.name, known.inputs, given)
+    own = np.abs(got - right.integers)
+    share = float((own > 0).mean())
+    ends = layer.grid.type.qmin, layer.grid.type.qmax
+    off = float(np.abs(got - np.clip(right.exact, *ends)).max())
+    verdict: LayerVerdict = "rounding" if off <= ONE_STEP else "departs"
+    says: list[str] = []
+    if not own.any():
+        verdict = "follows"
+    elif searching and (verdict == "departs" or share > SUSPICIOUS):
+        says += [f"exactly {name}" for name in roundings(known, layer, given, got)]
+        if not says:
+            found = causes(known, layer, given, got, right)
+            exact = any(cause.equal == 1 for cause in found)
+            verdict = "departs" if verdict == "departs" or exact else verdict
+            if verdict == "departs":
+                says += [f"looks like {cause.says} ({cause.equal:.1%} exactly)" for cause in found]
+    unseen = [source for source in layer.sources if source not in given]
+    if verdict == "departs" and unseen:
+        says.append(
+            f"the dump does not hold {', '.join(f'`{name}`' for name in unseen)} before it: the "
+            "departure may have begun there"
+        )
+    return Departure(
+        layer, verdict, int(away.max()), float((away > 0).mean()), int(own.max()), share,
+        tuple(says), got,
+    )  # fmt: skip

@@ -1,0 +1,84 @@
+"""A bundle and a dump of a device → which layer departs first, and what it looks like."""
+
+from pathlib import Path
+
+from onnxq.affine import dequantize
+from onnxq.artifacts import DumpComparison, DumpLayer, LayerDistance
+from onnxq.handoff.dump import KnownLayers, known_layers, read_dump
+from onnxq.handoff.dump_compare import Departure, compare_layers
+from onnxq.progress import Progress, silent
+from onnxq.verify.distances import Distance
+
+__all__ = ["compare_dump"]
+
+
+def compare_dump(bundle: Path, dump: Path, progress: Progress = silent) -> DumpComparison:
+    """Compare the layers in the file ``dump`` with those of the folder ``bundle``.
+
+    Raises DataError if the dump cannot be read or fits no layer, StoreError, StaleRecordError or
+    ModelError if the bundle is not whole.
+    """
+    known = known_layers(bundle)
+    given = read_dump(dump, known)
+    departures = progress(compare_layers(known, given), "comparing layers", len(given.integers))
+    layers = tuple(_row(departure, known) for departure in departures)
+    departed = next((row for row in layers if row.verdict == "departs"), None)
+    differing = next((row for row in layers if row.verdict != "equal"), None)
+    first = departed or differing
+    missing = tuple(x.name for x in known.layers if x.name not in given.integers)
+    return DumpComparison(
+        verdict="departs" if departed else "rounding" if differing else "equal",
+        model=known.name,
+        first=None if first is None else first.distance.tensor,
+        statement=_statement(first, len(layers), missing),
+        layers=layers,
+        missing=missing,
+        unknown=given.unknown,
+        notes=given.notes,
+    )
+
+
+def _row(departure: Departure, known: KnownLayers) -> DumpLayer:
+    layer = departure.layer
+    reals = [
+        dequantize(integers, layer.grid.scale, layer.grid.zero_point)
+        for integers in (known.integers[layer.name], departure.integers)
+    ]
+    distance = Distance.between(*reals)
+    return DumpLayer(
+        verdict=departure.verdict,
+        steps=departure.steps,
+        differing=departure.differing,
+        own_steps=departure.own_steps,
+        own_differing=departure.own_differing,
+        says=departure.says,
+        distance=LayerDistance(
+            tensor=layer.name,
+            node=layer.nodes[0] if layer.nodes else "graph input",
+            op_type=layer.op_type,
+            sqnr_db=distance.sqnr_db,
+            rmse=distance.rmse,
+            mae=distance.mae,
+            l2r=distance.l2r,
+            mean=distance.mean,
+            std=distance.std,
+            nse=distance.nse,
+            cos=distance.cos,
+        ),
+    )
+
+
+def _statement(first: DumpLayer | None, count: int, missing: tuple[str, ...]) -> str:
+    """The result in one sentence."""
+    seen = f"{count} of {count + len(missing)} layers" if missing else f"all {count} layers"
+    if first is None:
+        return f"{seen} are equal to the bundle's, integer by integer"
+    where = f"`{first.distance.tensor}` ({first.distance.op_type} `{first.distance.node}`)"
+    if first.verdict != "departs":
+        own = first.own_differing or 0.0
+        return (
+            f"{seen}: every difference is rounding; the first is {where}, off by at most "
+            f"{first.steps} step{'s' if first.steps > 1 else ''}, {own:.3%} of it by itself"
+        )
+    by = f"{first.steps} step{'s' if first.steps > 1 else ''} in {first.differing:.1%} of it"
+    return "; ".join([f"{where} departs first, by up to {by}", *first.says])

@@ -1,0 +1,415 @@
+"""Dumps of devices: how they are read, and what faults planted in them are called."""
+
+import math
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from handoff.dumps import (
+    bundle_of,
+    constant,
+    device,
+    fed,
+    maker_of,
+    node_of,
+    quantizer_of,
+    save,
+    with_constant,
+)
+from handoff.qdq_models import SMALL_NET, small_net, with_constants
+from handoff.runtime_integers import normal, quantized
+from onnxq.errors import DataError, StaleRecordError, StoreError
+from onnxq.handoff.dump import known_layers, read_dump
+from onnxq.handoff.dump_compare import compare_layers
+from onnxq.samples import Samples
+
+TENSORS = ["image", "r", "p", "c", "s", "g", "f", "scores"]
+
+
+@pytest.fixture(scope="module")
+def bundle(nets, tmp_path_factory):
+    """A bundle of the small net, int8."""
+    return bundle_of(nets["stm32n6"], tmp_path_factory.mktemp("dumps") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def right(bundle):
+    """What a device without fault gives."""
+    return device(bundle)
+
+
+def compared(bundle, layers, folder):
+    """Every layer's verdict and words."""
+    known = known_layers(bundle)
+    found = compare_layers(known, read_dump(save(folder / "dump.npz", layers), known))
+    return {departure.layer.name: departure for departure in found}
+
+
+def first(found):
+    """The first layer that departs."""
+    return next(d for d in found.values() if d.verdict == "departs")
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def names_by(kind, known):
+    """How a device might call the layers."""
+    return {
+        "tensor": {layer.name: layer.name for layer in known.layers},
+        "node": {layer.name: (layer.nodes or ("image",))[0] for layer in known.layers},
+        "integers": {layer.name: layer.integers for layer in known.layers},
+        "c": {layer.name: layer.integers.upper().replace(" ", "_") for layer in known.layers},
+        "order": {layer.name: f"buffer{n}" for n, layer in enumerate(known.layers)},
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["tensor", "node", "integers", "c", "order"])
+@pytest.mark.parametrize("form", ["npz", "csv", "long.csv"])
+def test_layers_are_found_by_tensor_node_or_order(bundle, right, tmp_path, kind, form):
+    known = known_layers(bundle)
+    names = names_by(kind, known)
+    path = tmp_path / f"dump.{form}"
+    if form == "npz":
+        save(path, {names[name]: array for name, array in right.items()})
+    elif form == "csv":
+        path.write_text(
+            "".join(f"{names[n]},{','.join(map(str, a.ravel()))}\n" for n, a in right.items())
+        )
+    else:
+        lines = [f"{names[n]},{k},{v}" for n, a in right.items() for k, v in enumerate(a.ravel())]
+        path.write_text("\n".join(["tensor,index,value", *reversed(lines)]))
+    if form == "long.csv" and kind == "order":
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([lines[0], *reversed(lines[1:])]))
+    dump = read_dump(path, known)
+    assert sorted(dump.integers) == sorted(TENSORS)
+    for name, integers in dump.integers.items():
+        np.testing.assert_array_equal(integers, right[name])
+    assert dump.unknown == ()
+
+
+@pytest.mark.parametrize("suffix", ["bin", "raw", "dat"])
+def test_a_raw_file_holds_all_layers_in_their_order(bundle, right, tmp_path, suffix):
+    path = tmp_path / f"dump.{suffix}"
+    path.write_bytes(b"".join(right[name].tobytes() for name in TENSORS))
+    dump = read_dump(path, known_layers(bundle))
+    for name in TENSORS:
+        np.testing.assert_array_equal(dump.integers[name], right[name])
+
+
+def test_real_values_are_put_on_the_layers_grid(bundle, right, tmp_path):
+    known = known_layers(bundle)
+    grids = {layer.name: layer.grid for layer in known.layers}
+    reals = {
+        name: (array.astype(np.float32) - grids[name].zero_point) * np.float32(grids[name].scale)
+        for name, array in right.items()
+    }
+    dump = read_dump(save(tmp_path / "d.npz", reals), known)
+    for name in TENSORS:
+        np.testing.assert_array_equal(dump.integers[name], right[name])
+    assert any("`c`: read as real values" in note for note in dump.notes)
+
+
+def test_whole_numbers_in_float_are_integers(bundle, right, tmp_path):
+    dump = read_dump(
+        save(tmp_path / "d.npz", {"c": right["c"].astype(np.float64)}), known_layers(bundle)
+    )
+    np.testing.assert_array_equal(dump.integers["c"], right["c"])
+    assert dump.notes == ("`c`: whole numbers, read as integers",)
+
+
+@pytest.mark.parametrize("batch", [True, False])
+def test_an_array_whose_shape_has_the_channels_last_is_turned(bundle, right, tmp_path, batch):
+    last = np.moveaxis(right["r"], 1, -1)
+    path = save(tmp_path / "d.npz", {"r": last if batch else last[0], "more": np.zeros(3)})
+    dump = read_dump(path, known_layers(bundle))
+    np.testing.assert_array_equal(dump.integers["r"], right["r"])
+    assert dump.notes == ("`r`: turned, as its channels are last",)
+    assert dump.unknown == ("more",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.npz", None, "no such file"),
+        ("d.txt", b"1,2", "unknown kind `.txt`"),
+        ("d.npz", b"PK no zip", "cannot be read"),
+        ("d.bin", b"123", "has 3 bytes; all layers of layers.npz in a row have 846"),
+        ("d.csv", b"c,1,two", "holds no numbers"),
+        ("d.csv", b"c,1,2,3", "has 3 numbers of shape .3.; the layer `c` has 80"),
+        ("d.csv", b"c,1\nc,2", "line 2 names `c` again"),
+        ("d.csv", b"scoress,1", "holds no layer of the bundle: did you mean `scores`"),
+        ("d.csv", b"scores,1,nan,2.5,3", "something else than finite numbers"),
+        ("d.csv", b"tensor,index,value\nscores,0,1\nscores,2,1", "indices of `scores` are not 0"),
+        ("d.csv", b"tensor,index,value\nscores,a,1", "line 2 is no `tensor,index,value`"),
+        ("d.csv", b"\xff\xfe", "cannot be read"),
+        ("d.csv", b"", "holds no layer"),
+        ("d.csv", b"scores,1,2,3,4\nn7,1,2,3,4", "are the same layer"),
+    ],
+)
+def test_what_cannot_be_read_is_said(bundle, tmp_path, name, content, said):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_dump(path, known_layers(bundle))
+
+
+def test_a_pickle_is_never_loaded(bundle, tmp_path):
+    path = tmp_path / "d.npz"
+    np.savez(path, c=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_dump(path, known_layers(bundle))
+
+
+def test_a_folder_without_layers_or_with_another_model_is_no_bundle(bundle, tmp_path):
+    with pytest.raises(StoreError, match=r"holds no layers\.npz"):
+        known_layers(tmp_path)
+    for file in bundle.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with (tmp_path / "net_int8.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(StaleRecordError, match=r"not the file that layers\.npz was made from"):
+        known_layers(tmp_path)
+
+
+# --- what is no fault ---------------------------------------------------------------------------
+
+
+def test_a_right_device_is_equal_in_every_layer(bundle, right, tmp_path):
+    found = compared(bundle, right, tmp_path)
+    assert list(found) == TENSORS
+    assert {d.verdict for d in found.values()} == {"equal"}
+
+
+def test_another_input_is_followed_through_the_graph(bundle, right, tmp_path):
+    """One integer of the input rounded the other way: every layer behind it follows from that."""
+    known = known_layers(bundle)
+    places = known.inputs["image"] / np.float64(np.float32(known.layers[0].grid.scale))
+    image = right["image"].copy()
+    image.reshape(-1)[np.argmax(places - np.rint(places))] += 1
+    found = compared(bundle, fed(bundle, image), tmp_path)
+    assert (found["image"].verdict, found["image"].own_steps) == ("rounding", 1)
+    assert found["r"].steps >= 1
+    assert {d.verdict for name, d in found.items() if name != "image"} <= {"follows", "equal"}
+
+
+@pytest.mark.parametrize(
+    ("cut", "says"),
+    [
+        (np.floor, "exactly rounding down"),
+        (np.trunc, "exactly rounding toward zero (a cast)"),
+    ],
+)
+def test_another_rounding_is_named_and_is_no_fault(bundle, right, tmp_path, cut, says):
+    known = known_layers(bundle)
+    grid = known.layers[3].grid
+    reals = exact_convolution(known, right)
+    low_high = (-128, 127)
+    layers = right | {
+        "c": np.clip(cut(reals / grid.scale) + grid.zero_point, *low_high).astype(int)
+    }
+    found = compared(bundle, layers, tmp_path)["c"]
+    assert (found.verdict, found.own_steps, found.says) == ("rounding", 1, (says,))
+
+
+def exact_convolution(known, layers):
+    """The real values of `c`, a 1×1 convolution, in float64."""
+    node = node_of(known.model, "n3")
+    weight, bias = (maker_of(known.model, name) for name in node.input[1:])
+    w, ws = (constant(known.model, name).astype(np.float64) for name in weight.input[:2])
+    b, bs = (constant(known.model, name).astype(np.float64) for name in bias.input[:2])
+    grid = known.layers[2].grid
+    x = (layers["p"].astype(np.float64) - grid.zero_point) * np.float64(np.float32(grid.scale))
+    sums = np.einsum("oi,nihw->nohw", w[:, :, 0, 0] * ws[:, None], x)
+    return sums + (b * bs).reshape(1, -1, 1, 1)
+
+
+# --- planted faults -----------------------------------------------------------------------------
+
+
+def test_a_missing_bias_is_named_and_what_follows_it_is_not_blamed(bundle, tmp_path):
+    found = compared(bundle, device(bundle, lambda m: node_of(m, "n3").input.pop()), tmp_path)
+    assert first(found).layer.name == "c"
+    assert any("looks like a missing bias (`n3`) (100.0% exactly)" in s for s in found["c"].says)
+    assert [found[name].verdict for name in ("image", "r", "p")] == ["equal"] * 3
+    assert {found[name].verdict for name in ("s", "g", "f", "scores")} <= {"follows", "rounding"}
+
+
+def test_a_weight_scale_used_for_all_channels_is_named(bundle, tmp_path):
+    def edit(model):
+        maker = maker_of(model, node_of(model, "n0").input[1])
+        scales = constant(model, maker.input[1])
+        with_constant(model, maker, 1, np.full_like(scales, scales[0]))
+
+    found = first(compared(bundle, device(bundle, edit), tmp_path))
+    assert found.layer.name == "r"
+    assert "weight scale of the first channel used for all (`n0`)" in found.says[0]
+
+
+def test_a_zero_point_that_is_not_subtracted_is_named(bundle, tmp_path):
+    def edit(model):
+        maker = maker_of(model, node_of(model, "n3").input[0])
+        with_constant(model, maker, 2, np.int8(0))
+
+    found = first(compared(bundle, device(bundle, edit), tmp_path))
+    assert found.layer.name == "c"
+    assert "a zero point of its input that is not subtracted (`n3`)" in found.says[0]
+
+
+def test_a_shifted_zero_point_is_named(bundle, right, tmp_path):
+    known = known_layers(bundle)
+
+    def edit(model):
+        quantizer = quantizer_of(model, known, "s")
+        with_constant(model, quantizer, 2, constant(model, quantizer.input[2]) + np.int8(3))
+
+    found = first(compared(bundle, device(bundle, edit), tmp_path))
+    point = known.layers[4].grid.zero_point
+    assert found.layer.name == "s"
+    assert f"a zero point of {point + 3} instead of {point}" in found.says[0]
+
+
+def test_another_scale_is_named_with_its_value(bundle, tmp_path):
+    known = known_layers(bundle)
+
+    def edit(model):
+        quantizer = quantizer_of(model, known, "c")
+        scale = constant(model, quantizer.input[1]) * np.float32(1.25)
+        with_constant(model, quantizer, 1, scale)
+
+    found = first(compared(bundle, device(bundle, edit), tmp_path))
+    assert found.layer.name == "c"
+    words = found.says[0].split("a scale of ")[1].split()
+    assert math.isclose(float(words[0]), known.layers[3].grid.scale * 1.25, rel_tol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda q: np.moveaxis(q, 1, -1).reshape(q.shape), "with the channels last (NHWC)"),
+        (lambda q: q.astype(int) + 128, "as uint8, the zero point +128"),
+        (lambda q: q.view(np.uint8) ^ 128, "as uint8, the zero point +128"),
+        (lambda q: (q.view(np.uint8) ^ 128).view(np.int8), "with their top bit turned"),
+    ],
+)
+def test_right_integers_in_another_form_are_named(bundle, right, tmp_path, spoil, says):
+    found = first(compared(bundle, right | {"r": spoil(right["r"])}, tmp_path))
+    assert found.layer.name == "r"
+    assert says in found.says[0]
+
+
+def test_bytes_that_are_not_rescaled_are_named(tmp_path):
+    """Firmware that feeds byte − 128 into an input whose scale is not 1/255 (D5.13)."""
+    draw = np.random.default_rng(5)
+    pictures = (draw.integers(0, 256, (12, 3, 8, 8)) / 255).astype(np.float32)
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in small_net().graph.initializer}
+    darker = [{"image": picture[np.newaxis] * np.float32(0.003445 * 255)} for picture in pictures]
+    model = quantized(tmp_path / "q", SMALL_NET, darker, "int8", **weights)
+    folder = bundle_of(model, tmp_path / "b", Samples("p", {"image": pictures}))
+    known = known_layers(folder)
+    byte = np.rint(known.inputs["image"] * 255).astype(int)
+    found = first(compared(folder, fed(folder, byte - 128), tmp_path))
+    assert found.layer.name == "image"
+    assert "byte - 128 of a picture without rescaling (the scale is 0.003445" in found.says[0]
+
+
+def test_an_input_read_in_another_layout_is_named(bundle, right, tmp_path):
+    image = right["image"]
+    wrong = np.moveaxis(image, 1, -1).reshape(image.shape)
+    found = first(compared(bundle, fed(bundle, wrong) | {"image": image}, tmp_path))
+    assert found.layer.name == "r"
+    assert "its input `image` read with the channels last (NHWC)" in found.says[0]
+
+
+def test_a_missing_saturation_is_named(tmp_path):
+    """Integers that wrap around: of ConvInteger's 32-bit sums in onnxruntime."""
+    folder = bundle_of(one_convolution(tmp_path), tmp_path / "b", rows())
+    right = device(folder)
+    unsaturated = np.rint(sums(folder, right["x"], 3) * MULTIPLIER).astype(int) + POINT
+    assert np.abs(unsaturated).max() > 128
+    wrapped = ((unsaturated + 128) % 256 - 128).astype(np.int8)
+    np.testing.assert_array_equal(np.clip(unsaturated, -128, 127), right["y"])
+    found = first(compared(folder, right | {"y": wrapped}, tmp_path))
+    assert "a missing saturation: integers beyond the type wrap around" in found.says[0]
+
+
+def test_padding_with_integer_zero_is_named(tmp_path):
+    """The pads of ConvInteger without a zero point are integer 0."""
+    folder = bundle_of(one_convolution(tmp_path), tmp_path / "b", rows())
+    right = device(folder)
+    weight = constant(known_layers(folder).model, "w").astype(int)
+    moved = sums(folder, right["x"], 0) - 3 * weight.sum((1, 2, 3)).reshape(1, -1, 1, 1)
+    wrong = np.clip(np.rint(moved * MULTIPLIER) + POINT, -128, 127).astype(np.int8)
+    found = first(compared(folder, right | {"y": wrong}, tmp_path))
+    assert "padding with integer 0 instead of the zero point (`conv_1`)" in found.says[0]
+
+
+def test_a_missing_relu_is_named(tmp_path):
+    folder = bundle_of(one_convolution(tmp_path, "[last_1] n = Relu (m)"), tmp_path / "b", rows())
+
+    def edit(model):
+        node = node_of(model, "last_1")
+        node.op_type = "Identity"
+
+    found = first(compared(folder, device(folder, edit), tmp_path))
+    assert found.layer.name == "y"
+    assert "a missing Relu `last_1`" in found.says[0]
+
+
+ONE = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[1,3,6,6] x) => (float[1,4,6,6] y) {
+    qx = QuantizeLinear (x, sx, zx)
+    dx = DequantizeLinear (qx, sx, zx)
+    dw = DequantizeLinear (w, sw, zw)
+    [conv_1] m = Conv <pads=[1,1,1,1]> (dx, dw)
+    %s
+    qy = QuantizeLinear (%s, sy, zy)
+    y = DequantizeLinear (qy, sy, zy)
+}"""
+SCALES = np.float32(1 / 16), np.float32(1 / 64), np.float32(1 / 16)
+MULTIPLIER, POINT = 1 / 64, 1
+
+
+def one_convolution(folder, last=""):
+    """One convolution whose output saturates, all scales powers of two."""
+    model = with_constants(
+        ONE % (last, "n" if last else "m"),
+        sx=SCALES[0], zx=np.int8(3), sw=SCALES[1], zw=np.int8(0), sy=SCALES[2], zy=np.int8(POINT),
+        w=np.random.default_rng(0).integers(-127, 128, (4, 3, 3, 3), np.int8),
+    )  # fmt: skip
+    onnx.save(model, folder / "one.onnx")
+    return folder / "one.onnx"
+
+
+def rows():
+    return Samples("rows", {"x": normal(2, 3, 6, 6, seed=8, size=3.0)})
+
+
+def sums(folder, integers, zero_point):
+    """ConvInteger's accumulator."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (int8[1,3,6,6] x) => (int32[1,4,6,6] y) { y = ConvInteger <pads=[1,1,1,1]> (x, w, z) }"""
+    weight = constant(known_layers(folder).model, "w")
+    model = with_constants(text, w=weight, z=np.int8(zero_point))
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, {"x": integers})
+    return result.astype(np.int64)
+
+
+def test_noise_departs_and_looks_like_nothing(bundle, right, tmp_path):
+    noise = np.random.default_rng(3).integers(-128, 128, right["s"].shape)
+    found = compared(bundle, right | {"s": noise}, tmp_path)
+    assert first(found).layer.name == "s"
+    assert found["s"].says == ()
+
+
+def test_a_layer_behind_what_is_not_in_the_dump_is_judged_with_that_said(bundle, tmp_path):
+    wrong = device(bundle, lambda m: node_of(m, "n3").input.pop())
+    del wrong["c"]
+    found = compared(bundle, wrong, tmp_path)
+    assert first(found).layer.name == "s"
+    np.testing.assert_array_equal(found["s"].integers, wrong["s"])
