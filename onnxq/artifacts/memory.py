@@ -28,7 +28,8 @@ class PlacedTensor(Record):
 
     It is written by step ``born`` and read last by step ``dies`` (inclusive; steps count the
     operators that run). ``pool`` is None where it fits nowhere, and then ``offset`` is None too;
-    an offset counts from the start of the arena that the pools of one use make.
+    an offset counts from the start of the arena that the pools of one use make. For a target
+    without pools everything lies in one ``internal`` arena.
     """
 
     tensor: str
