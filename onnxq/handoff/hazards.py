@@ -152,7 +152,7 @@ def _channels(subject: Subject, heads: dict[ir.Node, str], ratio: float) -> Iter
         if grid is None or spans is None:
             continue
         few = np.flatnonzero((spans > 0) & (spans < grid.width / ratio))
-        if few.size:
+        if 0 < few.size < np.count_nonzero(spans):
             least = int(few[np.argmin(spans[few])])
             levels = spans[least] / grid.step
             yield Finding(

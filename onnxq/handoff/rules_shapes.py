@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 
-from onnxq.handoff.subject import Fault, Subject, at_node, at_value, dims_of
+import onnx_ir as ir
+
+from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE, Fault, Subject, at_node, at_value, dims_of
 from onnxq.target import TargetRule
 
 __all__ = [
@@ -12,6 +14,10 @@ __all__ = [
     "rank_at_most",
     "static_shapes",
 ]
+
+_REARRANGE = frozenset(
+    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", QUANTIZE, DEQUANTIZE}
+)
 
 
 def static_shapes(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -49,11 +55,24 @@ def batch_of_one(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
 
 
 def rank_at_most(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
-    """No value has more than ``limit`` dimensions."""
+    """No value has more than ``limit`` dimensions.
+
+    One that only rearranges a graph input is mended as that is.
+    """
     for value in subject.values:
         dims = dims_of(value)
         if dims is not None and rule.limit is not None and len(dims) > rule.limit:
-            yield at_value(value, f"has {len(dims)} dimensions {_text(value.shape)}")
+            fault = at_value(value, f"has {len(dims)} dimensions {_text(value.shape)}")
+            rewrite = rule.input_rewrite if _rearranges_input(value) else ""
+            yield fault._replace(rewrite=rewrite)
+
+
+def _rearranges_input(value: ir.Value) -> bool:
+    node = value.producer()
+    while node is not None and node.op_type in _REARRANGE and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value.is_graph_input() and not value.is_initializer()
 
 
 def dimension_at_most(subject: Subject, rule: TargetRule) -> Iterator[Fault]:

@@ -1,0 +1,161 @@
+"""Where nodes run: by the profile of the N6, and as ONNX Runtime's own optimized graph shows it."""
+
+import onnx
+import pytest
+from onnxruntime.quantization import QuantType
+
+from handoff.qdq_models import quantized_net, small_net
+from handoff.test_rules import N6, WEIGHT, between, data, graph
+from onnxq.handoff.prediction import predict
+from onnxq.runtime import executed_operators
+from onnxq.target import load_target
+from onnxq.verify.expected import expected
+
+X86 = load_target("ort-x86")
+
+
+def places(model, target=N6, **options):
+    return {node.op_type: node.runs for node in predict(model, target, **options).nodes}
+
+
+def flat(body, **options):
+    """A float graph: ``xd`` is the input, and what is made is the output."""
+    return graph(body.replace("xd", "x").replace("r = ", "y = "), **options)
+
+
+@pytest.mark.parametrize(
+    ("operator", "runs"),
+    [
+        ("r = Sigmoid(xd)", "hardware"),
+        ("r = Softmax(xd)", "software integer"),
+        ("r = ReduceSum(xd, i1)", "software float"),
+        ("r = LogSoftmax(xd)", "unknown"),
+        ("r = DepthToSpace<blocksize=2>(xd)", "software"),
+        ('r = Einsum<equation="bchw->bhwc">(xd)', "refused"),
+        ("r = Identity(xd)", "folded"),
+        ("r = TopK(xd, i1)", "importer only"),
+    ],
+)
+@pytest.mark.parametrize("build", [between, flat])
+def test_an_operator_runs_where_the_table_says(build, operator, runs):
+    if "DepthToSpace" in operator and build is flat:
+        runs = "software float"  # as the quantizer leaves it
+    if "TopK" in operator:
+        operator = operator.replace("r =", "r, other =")
+        operator = operator if build is between else operator.replace("r, other", "y, other")
+    model = build(operator)
+    assert places(model)[operator.split("= ")[1].split("(")[0].split("<")[0]] == runs
+
+
+@pytest.mark.parametrize(
+    ("operator", "runs"),
+    [
+        ("r = MatMul(xd, xd)", "software"),
+        ("od = DequantizeLinear(z, s) r = Div(od, xd)", "software integer"),
+        ("od = DequantizeLinear(z, s) r = Sub(od, xd)", "software"),
+        ("r = ReduceMean<axes=[1]>(xd)", "software float"),
+        ('r = Resize<mode="linear">(xd, roi, scales)', "software"),
+        ("r = Reshape<allowzero=1>(xd, shape4)", "refused"),
+        ("r = Slice(xd, i0, huge, i2)", "refused"),
+        ("r = Slice(xd, i0, i2, i2)", "hardware"),
+    ],
+)
+def test_a_rule_that_a_node_breaks_moves_it(operator, runs):
+    prediction = predict(between(operator), N6)
+    (node,) = prediction.nodes
+    assert node.runs == runs
+    assert runs == "hardware" or node.why.startswith("stm32n6.")
+
+
+def test_a_value_of_high_rank_takes_down_all_that_touch_it():
+    lower = "cq = QuantizeLinear(c, s, z) cd = DequantizeLinear(cq, s, z) r = Sigmoid(cd)"
+    model = between(f"a = Reshape(xd, five) b = Relu(a) c = Reshape(b, shape4) {lower}")
+    runs = [node.runs for node in predict(model, N6).nodes]
+    assert runs == ["refused", "refused", "refused", "hardware"]
+
+
+def test_without_qdq_an_operator_is_a_float_epoch():
+    model = graph(data() + "r = Sigmoid(xd) y = Tanh(r)")
+    assert places(model) == {"Sigmoid": "software float", "Tanh": "software float"}
+
+
+def test_of_a_float_graph_what_the_quantizer_would_leave_float_is_float():
+    model = flat("a = Sigmoid(xd) r = Exp(a)")
+    prediction = predict(model, N6)
+    assert [node.runs for node in prediction.nodes] == ["hardware", "software float"]
+    assert prediction.nodes[1].why == "stm32n6 has no integer Exp"
+
+
+def test_what_is_computed_from_constants_alone_costs_nothing():
+    assert places(graph("a = Neg(one) y = Add(x, a)"))["Neg"] == "folded"
+
+
+def test_nodes_without_names_are_told_apart():
+    model = flat("a = Sigmoid(xd) r = Exp(a)")
+    for node in model.graph.node:
+        node.name = ""
+    assert [node.node for node in predict(model, N6).nodes] == ["a", "y"]
+
+
+def test_the_share_of_a_place_is_that_of_its_multiply_accumulates():
+    body = WEIGHT + "c = Conv(xd, wd) cq = QuantizeLinear(c, s, z) cd = DequantizeLinear(cq, s, z) "
+    prediction = predict(between(body + "r = MatMul(cd, cd)"), N6)
+    conv, product = 4 * 16 * 4, 4 * 16 * 4
+    assert [(line.runs, line.nodes, line.macs) for line in prediction.shares] == [
+        ("hardware", 1, conv),
+        ("software", 1, product),
+    ]
+    assert sum(line.share for line in prediction.shares) == 1
+    assert prediction.of == "quantized"
+    assert prediction.tool_version == "ST Edge AI Core 4.0.1"
+
+
+def test_a_graph_without_weights_has_shares_of_nothing():
+    (line,) = predict(between("r = Sigmoid(xd)"), N6).shares
+    assert (line.nodes, line.macs, line.share) == (1, 0, 0)
+
+
+def test_a_version_of_the_tool_predicts_by_its_own_table():
+    model = between("r = Sqrt(xd)")
+    assert places(model)["Sqrt"] == "hardware"
+    assert places(model, load_target("stm32n6@2.2"))["Sqrt"] == "software float"
+
+
+# --- onnxruntime --------------------------------------------------------------------------------
+
+
+def kernels(node):
+    found = expected(node, int8_fuses=False)
+    return "software float" if found.runs == "float" else "software integer", found.why
+
+
+def test_a_net_that_is_predicted_integer_is_executed_so(tmp_path):
+    path = quantized_net(tmp_path, QuantType.QUInt8)
+    prediction = predict(onnx.load(path), X86, kernels=kernels)
+    assert {line.runs for line in prediction.shares} == {"software integer"}
+    executed = {node.op_type for node in executed_operators(path).graph.node}
+    assert not executed & {"Conv", "FusedConv", "Gemm", "FusedGemm", "Add"}
+    assert {"QLinearConv", "QLinearAdd", "QGemm"} <= executed
+
+
+def test_the_float_net_is_predicted_as_its_quantized_file_is(tmp_path):
+    prediction = predict(small_net(), X86)
+    assert prediction.of == "float"
+    quantized = predict(onnx.load(quantized_net(tmp_path, QuantType.QUInt8)), X86, kernels=kernels)
+    there = {node.op_type: node.runs for node in quantized.nodes}
+    assert {node.op_type: node.runs for node in prediction.nodes if node.op_type in there} == there
+
+
+@pytest.mark.parametrize(
+    ("operator", "kernel"),
+    [("r = Sigmoid(xd)", "QLinearSigmoid"), ("r = Tanh(xd)", None), ("r = Exp(xd)", None)],
+)
+def test_the_table_agrees_with_the_optimized_graph(tmp_path, operator, kernel):
+    model = graph(
+        "xq = QuantizeLinear(x, s, u) xd = DequantizeLinear(xq, s, u) " + operator
+        + " yq = QuantizeLinear(r, s, u) y = DequantizeLinear(yq, s, u)"
+    )  # fmt: skip
+    onnx.save(model, tmp_path / "m.onnx")
+    executed = {node.op_type for node in executed_operators(tmp_path / "m.onnx").graph.node}
+    (node,) = predict(model, X86).nodes
+    assert (node.runs == "software integer") is (kernel in executed) is (kernel is not None)
