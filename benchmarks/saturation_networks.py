@@ -42,12 +42,14 @@ class Case:
 @dataclass(frozen=True)
 class _Small:
     """A graph as ONNX text, the shapes of its weights, and of a sample. Weights are spread evenly,
-    so that neighbours are large together more often than those of a trained network."""
+    the worst case: neighbours are large together more often than in a trained network; or they are
+    ``normal``."""
 
     text: str
     weights: Mapping[str, tuple[int, ...]]
     shape: tuple[int, ...]
     target: str = "ort-x86"
+    normal: bool = False
 
 
 _CNN = """g (float[1,3,24,24] input) => (float[1,10] output) {
@@ -87,8 +89,8 @@ _SMALL = {
         "{ [conv] output = Conv<pads=[1,1,1,1], group=32>(input, w) }",
         {"w": (32, 1, 3, 3)}, (32, 12, 12),
     ),
-    "cnn": _Small(_CNN, _CNN_WEIGHTS, (3, 24, 24)),
-    "cnn-s8": _Small(_CNN, _CNN_WEIGHTS, (3, 24, 24), "stm32n6"),
+    "cnn": _Small(_CNN, _CNN_WEIGHTS, (3, 24, 24), normal=True),
+    "cnn-s8": _Small(_CNN, _CNN_WEIGHTS, (3, 24, 24), "stm32n6", normal=True),
 }  # fmt: skip
 _BLOCK = TransformerSizes(blocks=1, positions=32, width=64, heads=2)
 
@@ -99,9 +101,9 @@ def made_up(name: str, work: Path) -> Case:
     random = np.random.default_rng(3)
     model = onnx.parser.parse_model(_HEAD + small.text)
     for tensor, shape in small.weights.items():
-        spread = np.sqrt(3 / max(int(np.prod(shape[1:])), 1))
-        array = random.uniform(-spread, spread, shape).astype(np.float32)
-        model.graph.initializer.append(numpy_helper.from_array(array, tensor))
+        drawn = random.standard_normal(shape) if small.normal else random.uniform(-1, 1, shape)
+        array = drawn * np.sqrt(2 / max(int(np.prod(shape[1:])), 1))
+        model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), tensor))
     onnx.save(onnx.shape_inference.infer_shapes(model), work / f"{name}.onnx")
     data = work / f"{name}.npz"
     np.savez(data, **{INPUT: random.standard_normal((_CALIBRATED, *small.shape), np.float32)})

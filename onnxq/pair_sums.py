@@ -65,9 +65,10 @@ def reduction_rows(
 def pairs_of(rows: Shaped[np.ndarray, "n k"]) -> Int32[np.ndarray, "n pairs 2"]:
     """Neighbours along the last axis; an odd last element stands beside a zero."""
     count, length = rows.shape
-    padded = np.zeros((count, 2 * math.ceil(length / 2)), np.int32)
+    half = math.ceil(length / 2)
+    padded = np.zeros((count, 2 * half), np.int32)
     padded[:, :length] = rows
-    return padded.reshape(count, -1, 2)
+    return padded.reshape(count, half, 2)
 
 
 def extreme_sums(

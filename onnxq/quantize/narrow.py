@@ -10,7 +10,8 @@ from onnxq.qtypes import IntType
 
 __all__ = ["narrowed_scales"]
 
-_STEPS = 32  # between the scale as it is and the one with which weights end at ±64
+_SAFE_SUM = 2 * SAFE_WEIGHT  # steps that two weights of one sign may have together
+_TRIES = 16
 
 
 def narrowed_scales(
@@ -23,36 +24,42 @@ def narrowed_scales(
 ) -> Float[np.ndarray, " channels"]:
     """``scales`` of the node's int8 weight, larger where a channel could saturate.
 
-    A channel gets the first of 32 evenly spaced scales with which no pair of its weights can leave
-    int16 for any uint8 activations; the last, with weights of ±64 at most, always does. With one
-    scale for the whole weight (``axis`` None) all channels decide together. A node that does not
-    sum in pairs keeps its scales. With ``power_of_two`` each is rounded up to one.
+    Such a channel gets the smallest of 17 scales with which no pair of its weights can leave int16,
+    whatever the uint8 activations: where two weights of one sign add up to S, they lie between
+    S / 129 and S / 127, where rounding leaves at most 128 steps; none is so large that all weights
+    would lie within ±64. With one scale for the whole weight (``axis`` None) all channels decide
+    together. With ``power_of_two`` each is rounded up to one. A node that does not sum in pairs
+    keeps its scales.
     """
     if not has_pair_sums(node):
         return scales
-    others = None if axis is None else tuple(d for d in range(weight.ndim) if d != axis)
-    largest = np.abs(weight).max(axis=others, keepdims=axis is None).reshape(-1)
-    widest = np.maximum(largest.astype(np.float64) / SAFE_WEIGHT, scales)
+    rows = reduction_rows(node, weight)
+    rows = rows[np.newaxis] if axis is None else rows[:, np.newaxis]
+    together = _largest_sums(rows)
+    last = np.minimum(together / (_SAFE_SUM - 1), np.abs(rows).max((1, 2)) / SAFE_WEIGHT)
+    first = np.minimum(together / (_SAFE_SUM + 1), last)
     found = scales.astype(np.float32)
-    for step in range(1, _STEPS + 1):
-        risky = _risky(node, weight, found, axis)
-        if not risky.any():
-            break
-        wider = scales + (widest - scales) * (step / _STEPS)
+    risky = _risky(rows, found)
+    for step in range(_TRIES + 1 if risky.any() else 0):
+        wider = np.maximum(first + (last - first) * (step / _TRIES), scales)
         wider = powers_of_two_above(wider) if power_of_two else wider
-        found = np.where(risky, wider, found).astype(np.float32)
+        found[risky] = wider[risky]
+        risky[risky] = _risky(rows[risky], found[risky])
     return found
 
 
+def _largest_sums(rows: Float[np.ndarray, "channels rows k"]) -> Float[np.ndarray, " channels"]:
+    """Largest magnitude of two neighbouring weights of one sign together."""
+    padded = np.zeros((*rows.shape[:2], rows.shape[2] + rows.shape[2] % 2))
+    padded[..., : rows.shape[2]] = rows
+    sides = (np.maximum(padded, 0), np.maximum(-padded, 0))
+    sums = [(side[..., ::2] + side[..., 1::2]).max((1, 2)) for side in sides]
+    return np.asarray(np.maximum(*sums))
+
+
 def _risky(
-    node: ir.Node,
-    weight: Float[np.ndarray, "..."],
-    scales: Float[np.ndarray, " channels"],
-    axis: int | None,
+    rows: Float[np.ndarray, "channels rows k"], scales: Float[np.ndarray, " channels"]
 ) -> Bool[np.ndarray, " channels"]:
-    shape = [1] * weight.ndim
-    if axis is not None:
-        shape[axis] = len(scales)
-    integers = quantize(weight, scales.reshape(shape), 0, IntType.INT8)
-    risky = at_risk(reduction_rows(node, integers))
-    return np.asarray(risky.any(keepdims=True)) if axis is None else risky
+    integers = quantize(rows, scales[:, np.newaxis, np.newaxis], 0, IntType.INT8)
+    risky = at_risk(integers.reshape(-1, rows.shape[2]))
+    return np.asarray(risky.reshape(rows.shape[:2]).any(1))

@@ -25,7 +25,7 @@ def haswell():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["cnn", "gemm"])
+@pytest.mark.parametrize("name", ["cnn", "matmul"])
 def test_the_detector_agrees_with_the_runtime_and_narrowed_files_are_whole(name, haswell, tmp_path):
     found = judge(made_up(name, tmp_path), tmp_path, haswell)
     assert found.truly > 0  # else nothing is shown

@@ -7,7 +7,12 @@ from pathlib import Path
 
 from onnxq.errors import OnnxqError
 
-__all__ = ["EmulationError", "call", "require"]
+__all__ = ["FETCHING", "EmulationError", "call", "require"]
+
+FETCHING = (
+    "needed once: the package mirrors that apt and pip are configured with, within reach, and room "
+    "for 300 MB"
+)
 
 _SHOWN = 400  # characters of what a failed command said
 
@@ -33,8 +38,10 @@ def call(
     *,
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    do: str = "",
 ) -> str:
-    """What a command prints. Raises EmulationError with ``purpose`` and the end of what it said."""
+    """What a command prints. Raises EmulationError with ``purpose`` and the end of what it said;
+    ``do`` is the way out."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=folder,
@@ -48,7 +55,6 @@ def call(
         raise EmulationError(
             f"could not {purpose}: `{Path(command[0]).name}` ended with {done.returncode}: {said}",
             where="emulation",
-            do="needed once: the package mirrors that apt and pip are configured with, within "
-            "reach, and room for 300 MB",
+            do=do,
         )
     return done.stdout

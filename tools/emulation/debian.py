@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnxq.store import sha256_of_file
-from tools.emulation.commands import EmulationError, call, require
+from tools.emulation.commands import FETCHING, EmulationError, call, require
 
 __all__ = ["host_architecture", "unpack"]
 
@@ -40,11 +40,12 @@ def unpack(
             do="install the package debian-archive-keyring",
         )
     options = _private_apt(work, suite, architecture)
-    call(["apt-get", *options, "update"], f"read the package lists of Debian {suite}")
+    purpose = f"read the package lists of Debian {suite}"
+    call(["apt-get", *options, "update"], purpose, do=FETCHING)
     archives = work / "cache" / "archives"
     what = ["download"] if alone else ["--download-only", "install"]
     purpose = f"fetch {', '.join(names)} ({architecture}) from Debian {suite}"
-    call(["apt-get", *options, *what, *names], purpose, folder=archives)
+    call(["apt-get", *options, *what, *names], purpose, folder=archives, do=FETCHING)
     found: dict[str, str] = {}
     for package in sorted(archives.glob("*.deb")):
         call(["dpkg-deb", "-x", package, into], f"unpack {package.name}")

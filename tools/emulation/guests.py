@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from onnxq.store import atomic_folder
-from tools.emulation.commands import EmulationError, call
+from tools.emulation.commands import FETCHING, EmulationError, call
 from tools.emulation.debian import host_architecture, unpack
 
 __all__ = ["ARM_CPUS", "X86_CPUS", "Guest", "arm_guests", "x86_guests"]
@@ -151,7 +151,7 @@ def _arm_site(into: Path, wanted: Sequence[str]) -> dict[str, str]:
         "--implementation", "cp",
         "--python-version", _PYTHON, *tags, *wanted,
     ]  # fmt: skip
-    call(command, f"fetch {', '.join(wanted)} for aarch64 by pip")
+    call(command, f"fetch {', '.join(wanted)} for aarch64 by pip", do=FETCHING)
     installed = json.loads(report.read_text(encoding="utf-8"))["install"]
     report.unlink()  # it holds the address of the index
     return {
