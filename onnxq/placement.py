@@ -30,6 +30,7 @@ _CONSTANT_INPUTS = {
     "PRelu": {1: "slope"},
     "Pad": {2: "fill value"},
 }
+_CHOOSERS = frozenset({"TopK", "ArgMin", "ArgMax", "NonZero", "NonMaxSuppression", "Unique"})
 
 
 def refuse_unknown_nodes(graph: ir.Graph, exclude: Mapping[str, str], where: str) -> None:
@@ -98,15 +99,45 @@ def float_reasons(
 ) -> dict[str, str]:
     """Why each node that stays float does so; ``exclude`` names some with the caller's reason."""
     reasons: dict[str, str] = {}
+    choosing = _choosing(nodes)
     for node in nodes:
         name = str(node.name)
-        reason = exclude[name] or "excluded" if name in exclude else ""
+        reason = exclude[name] or "excluded" if name in exclude else choosing.get(name, "")
         reason = reason or _own_reason(node, target) or _odd_form(node, target)
         if reason:
             reasons[str(node.name)] = reason
     _keep(reasons, nodes, target.folded_ops, _follows_integer(reasons, target))
     _keep(reasons, nodes, target.data_ops, _touches_integer(nodes, reasons, target))
     return reasons
+
+
+def _choosing(nodes: Sequence[ir.Node]) -> dict[str, str]:
+    """Nodes from whose values positions are chosen (neighbours, indices), and that as a reason.
+
+    Rounded coordinates have other neighbours, which no scale makes good. Where a weight lies on the
+    way, what is chosen was learned (scores of boxes) and is left to the quantization.
+    """
+    found: dict[str, str] = {}
+    for chooser in nodes:
+        before = _before(chooser) if chooser.op_type in _CHOOSERS else []
+        if any(n.op_type in WEIGHTED and constant_of(n.inputs[1]) is not None for n in before):
+            continue
+        for node in before:
+            what = f"{chooser.op_type} `{chooser.name}`"
+            found.setdefault(str(node.name), f"{what} chooses by it, and would choose others")
+    return found
+
+
+def _before(node: ir.Node) -> list[ir.Node]:
+    """Every node that ``node`` is computed from."""
+    found: dict[ir.Node, None] = {}
+    waiting = [node]
+    while waiting:
+        makers = [value.producer() for value in waiting.pop().inputs if value is not None]
+        fresh = [maker for maker in makers if maker is not None and maker not in found]
+        found.update(dict.fromkeys(fresh))
+        waiting += fresh
+    return list(found)
 
 
 def _own_reason(node: ir.Node, target: Target) -> str:

@@ -169,3 +169,32 @@ def test_a_range_that_was_not_looked_at_is_missed_by_the_plan(graph_of):
         ranges = dict.fromkeys((name for name in whole if name != missing), seen)
         with pytest.raises(StaleRecordError, match=missing):
             make_plan(ir.Model(graph, ir_version=9), X86, ranges, {})
+
+
+NEIGHBOURS = """g (float[1,8,3] pos, float[1,3,8] f) => (float[1,4,4] y) {
+    [turn] t = Transpose<perm=[0,2,1]>(pos)
+    [dots] d = MatMul(pos, t)
+    [rows] r = ReduceSum(d, last)
+    [near] v, i = TopK(r, four)
+    [pick] p = Gather<axis=2>(f, i0)
+    [conv] y = Conv<kernel_shape=[1]>(p, w)
+}"""
+
+
+def test_what_positions_are_chosen_by_stays_float_with_the_chooser_named(graph_of):
+    text = NEIGHBOURS.replace("i0)", "j)").replace("[pick]", "[flat] j = Reshape(i, flat) [pick]")
+    graph = graph_of(
+        text, w=weights(4, 3, 1), last=np.array([2]), four=np.array([4]), flat=np.array([4])
+    )
+    reasons = float_reasons(list(graph), X86, {})
+    for node in ("turn", "dots", "rows"):
+        assert reasons[node] == "TopK `near` chooses by it, and would choose others"
+    assert "conv" not in reasons
+    assert "pick" not in reasons
+
+
+def test_what_was_learned_is_quantized_though_the_best_is_chosen_of_it(graph_of):
+    graph = graph_of(
+        conv_then("[best] y = ArgMax<axis=1>(c)", "int64[1,1,4,4] y"), w=weights(4, 3, 1, 1)
+    )
+    assert "conv" not in float_reasons(list(graph), X86, {})

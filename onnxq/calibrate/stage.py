@@ -13,6 +13,7 @@ from onnxq.calibrate.archive import decode, encode
 from onnxq.calibrate.checkpoint import Checkpoint
 from onnxq.calibrate.collect import Job
 from onnxq.calibrate.gather import gather
+from onnxq.calibrate.labels import refuse_unreachable_labels
 from onnxq.calibrate.passport import MOST_EVALUATED, Calibrated, Evaluated, passport
 from onnxq.calibrate.plans import choose
 from onnxq.calibrate.preprocessing import Moments, moments_of
@@ -94,8 +95,8 @@ def calibrate(  # noqa: PLR0913 - what is calibrated, on what, and what is at ha
     lie there already, no sample is run again; pieces of an unfinished collection lie beside it
     (``pieces_of``), and are the caller's to remove once the result is in its place.
     Raises ModelError for a graph that is quantized already or holds graphs inside, DataError for
-    samples that cannot be used, LeakageError if ``evaluation`` shares any, and
-    as ``gather`` does.
+    samples that cannot be used or whose labels no output can reach, LeakageError if ``evaluation``
+    shares any, and as ``gather`` does.
     """
     model = load_model(subject.model)
     refuse_quantized(model, subject.model.name)
@@ -109,6 +110,8 @@ def calibrate(  # noqa: PLR0913 - what is calibrated, on what, and what is at ha
             do=f"ask for a multiple of {subject.batch} (`samples:` or --samples)",
         )
     check_samples(chosen, subject.inputs, batch=subject.batch)
+    for labelled in (samples, *([evaluation] if evaluation is not None else [])):
+        refuse_unreachable_labels(labelled, subject.outputs)
     choice = describe(samples, chosen, draw)
     for waiver in section.waive:
         note = f"samples may be among those of evaluation (waived: {waiver.reason})"

@@ -33,10 +33,12 @@ ARGUMENTS = (  # of QDQQuantizer, those that are given by name
     "nodes_to_quantize", "nodes_to_exclude", "op_types_to_quantize", "extra_options",
 )  # fmt: skip
 _TYPES = {IntType.INT8: QuantType.QInt8, IntType.UINT8: QuantType.QUInt8}
+_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_DEQUANTIZED = "_DequantizeLinear_Output"
 _SHORTER = {
     "_QuantizeLinear_Output": ".q",
     "_QuantizeLinear_Input": ".f",
-    "_DequantizeLinear_Output": ".d",
+    _DEQUANTIZED: ".d",
     "_QuantizeLinear": ".q",
     "_DequantizeLinear": ".d",
     "_quantized_scale": ".s",
@@ -81,6 +83,7 @@ def insert_qdq(model: onnx.ModelProto, plan: Plan, target: Target) -> onnx.Model
         quantizer.quantize_model()
         quantizer.model.topological_sort()
         rewritten: onnx.ModelProto = quantizer.model.model
+    _leave_inputs_exact(rewritten, plan)
     _prove_parameters(rewritten, plan)
     return _slim(rewritten, keep={f"{name}_zero_point" for name in plan.weights})
 
@@ -142,6 +145,14 @@ def _override(parameters: AffineParameters) -> dict[str, Any]:
     }
 
 
+def _leave_inputs_exact(model: onnx.ModelProto, plan: Plan) -> None:
+    """What stays float takes the graph's inputs as they are given, not rounded to integers."""
+    given = {f"{value.name}{_DEQUANTIZED}": value.name for value in model.graph.input}
+    for node in model.graph.node:
+        if node.name not in plan.nodes and node.op_type not in _QDQ:
+            node.input[:] = [given.get(name, name) for name in node.input]
+
+
 def _prove_parameters(model: onnx.ModelProto, plan: Plan) -> None:
     """Raise unless every Q of an activation carries the scale and zero point of the plan."""
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -185,7 +196,7 @@ def _slim(model: onnx.ModelProto, keep: Collection[str]) -> onnx.ModelProto:
     for node in model.graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]
-        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+        if node.op_type in _QDQ:
             node.name = _shorter(node.name)
     model.producer_name, model.producer_version = "onnxq", ""
     del model.metadata_props[:]
