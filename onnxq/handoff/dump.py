@@ -54,8 +54,12 @@ def known_layers(bundle: Path) -> KnownLayers:
     """
     path = bundle / LAYERS_FILE
     if not path.is_file():
+        parts = sorted(str(file.parent) for file in bundle.glob(f"*/{LAYERS_FILE}"))
+        known = f"give the folder of one part: {', '.join(parts)}" if parts else ""
         raise StoreError(
-            f"holds no {LAYERS_FILE}", where=str(bundle), do="give the folder of a bundle"
+            f"holds no {LAYERS_FILE}",
+            where=str(bundle),
+            do=known or "give the folder of a bundle",
         )
     arrays = _arrays_of(path)
     about = json.loads(str(arrays["about"]))

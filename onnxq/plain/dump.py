@@ -1,5 +1,6 @@
 """A bundle and a dump of a device → which layer departs first, and what it looks like."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from onnxq.affine import dequantize
@@ -30,7 +31,7 @@ def compare_dump(bundle: Path, dump: Path, progress: Progress = silent) -> DumpC
         verdict="departs" if departed else "rounding" if differing else "equal",
         model=known.name,
         first=None if first is None else first.distance.tensor,
-        statement=_statement(first, len(layers), missing),
+        statement=_statement(first, layers, missing),
         layers=layers,
         missing=missing,
         unknown=given.unknown,
@@ -68,17 +69,22 @@ def _row(departure: Departure, known: KnownLayers) -> DumpLayer:
     )
 
 
-def _statement(first: DumpLayer | None, count: int, missing: tuple[str, ...]) -> str:
+def _statement(first: DumpLayer | None, layers: Sequence[DumpLayer], missing: Sequence[str]) -> str:
     """The result in one sentence."""
+    count = len(layers)
     seen = f"{count} of {count + len(missing)} layers" if missing else f"all {count} layers"
     if first is None:
         return f"{seen} are equal to the bundle's, integer by integer"
     where = f"`{first.distance.tensor}` ({first.distance.op_type} `{first.distance.node}`)"
     if first.verdict != "departs":
-        own = first.own_differing or 0.0
+        most = max(layers, key=lambda row: row.steps)
         return (
-            f"{seen}: every difference is rounding; the first is {where}, off by at most "
-            f"{first.steps} step{'s' if first.steps > 1 else ''}, {own:.3%} of it by itself"
+            f"{seen}: every difference is rounding or follows from it, from {where} on; the "
+            f"largest is {_steps(most)}, in `{most.distance.tensor}`"
         )
-    by = f"{first.steps} step{'s' if first.steps > 1 else ''} in {first.differing:.1%} of it"
+    by = f"{_steps(first)} in {first.differing:.1%} of it"
     return "; ".join([f"{where} departs first, by up to {by}", *first.says])
+
+
+def _steps(row: DumpLayer) -> str:
+    return f"{row.steps} step{'' if row.steps == 1 else 's'}"

@@ -168,6 +168,10 @@ def test_a_pickle_is_never_loaded(bundle, tmp_path):
 def test_a_folder_without_layers_or_with_another_model_is_no_bundle(bundle, tmp_path):
     with pytest.raises(StoreError, match=r"holds no layers\.npz"):
         known_layers(tmp_path)
+    (tmp_path / "spatial").mkdir()
+    (tmp_path / "spatial" / "layers.npz").write_bytes((bundle / "layers.npz").read_bytes())
+    with pytest.raises(StoreError, match=r"give the folder of one part: .*spatial"):
+        known_layers(tmp_path)
     for file in bundle.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     with (tmp_path / "net_int8.onnx").open("ab") as file:
