@@ -206,20 +206,19 @@ class Profile:
 
 
 def profiles(
-    path: Path,
+    files: Sequence[tuple[Path, Mapping[str, str]]],
     rows: Sequence[Mapping[str, Array]],
-    configs: Sequence[Mapping[str, str]],
     rounds: int,
 ) -> tuple[Profile, ...]:
-    """ONNX Runtime's own profile of the file under each of ``configs``, with full optimization.
+    """ONNX Runtime's own profile of each file under its configuration, with full optimization.
 
-    One thread. After one round that is not counted every row is run ``rounds`` times; the
-    configurations take turns, so that a change of the machine's speed meets all of them.
+    One thread. After one round that is not counted every row is run ``rounds`` times; the files
+    take turns, so that a change of the machine's speed meets all of them.
     Raises RuntimeFailureError.
     """
     with tempfile.TemporaryDirectory() as folder:
         sessions = []
-        for number, config in enumerate(configs):
+        for number, (path, config) in enumerate(files):
             options = _full(config)
             options.intra_op_num_threads = 1
             options.enable_profiling = True
@@ -227,7 +226,7 @@ def profiles(
             sessions.append(_opened(path, options))
         for _ in range(rounds + 1):
             for row in rows:
-                for session in sessions:
+                for session, (path, _) in zip(sessions, files, strict=True):
                     try:
                         session.run(None, dict(row))
                     except Exception as fault:  # see above

@@ -26,7 +26,6 @@ FloatCause = Literal[
     "int4 without Cast",
     "16-bit activations",
     "float input",
-    "weight's zero point",
     "mixed types",
     "not quantized",
     "unknown",
@@ -92,8 +91,8 @@ class TimeLedger(Record):
     """Where the time goes, in shares of the whole; medians over ``runs``, one thread.
 
     ``to_unfused`` is the time of a run over that of the same file with fusion switched off
-    (``session.disable_quant_qdq=1``); ``to_float`` over that of its float operators alone, without
-    its Q and DQ: what the FP32 model would take.
+    (``session.disable_quant_qdq=1``); ``to_float`` over that of its FP32 twin, the file with its Q
+    and DQ taken out.
     """
 
     operators: tuple[OperatorTime, ...]

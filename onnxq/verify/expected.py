@@ -33,7 +33,9 @@ _MOVERS = frozenset(
 _MOVERS_OF_8_BITS = frozenset({"DepthToSpace", "MaxPool", "ReduceMax", "ReduceMin", "Resize"})
 _FOLDED = frozenset({"Relu", "Clip"})
 _ELEMENTWISE = frozenset({"Add", "Mul", "Concat", "MatMul"})
-_FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})  # their kernels can give float as well
+# a Q is moved up, a DQ down, through these: one on either side of them is enough
+_PROPAGATED = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+_WEIGHTS_AT_LOAD = frozenset({"Conv", "Gemm"})  # their float weights are quantized at load
 _FOUR_BITS = frozenset({"int4", "uint4"})
 _INSTEAD = {
     "ReduceMean": "over height and width, GlobalAveragePool computes the same on integers",
@@ -65,24 +67,41 @@ def expected(node: ir.Node, *, int8_fuses: bool) -> Expected:
         )
     if node.op_type in _FOLDED:
         return _of_folded(node)
-    linear = node.attributes.get_string("mode", "nearest") != "nearest"
-    if node.op_type == "ArgMax" and _is_dq(node.inputs[0]):
-        return Expected("data")
-    if node.op_type not in _INTEGER | _MOVERS or (node.op_type == "Resize" and linear):
+    if not _has_kernel(node):
         instead = _INSTEAD.get(node.op_type, "")
-        do = f"take the Q/DQ around it out{': or ' + instead if instead else ''}"
+        do = f"take the Q/DQ around it out{', or change it: ' + instead if instead else ''}"
         return _float("no integer kernel", f"there is no integer {node.op_type}", do)
     if _is_weight_only(node):
         return Expected("integer")
+    if _is_between(node):
+        return Expected("data")
+    return _of_pattern(node, int8_fuses)
+
+
+def _of_pattern(node: ir.Node, int8_fuses: bool) -> Expected:
+    """Whether DQ, node and Q have the form that becomes one kernel."""
     causes = (_of_width(node), _of_weight(node), _of_inputs(node), _of_output(node))
     found = next((cause for cause in causes if cause is not None), None)
     if found is None and node.op_type in _MOVERS:
         found = _of_scales(node)
-    return found or _of_types(node, int8_fuses) or _as_table_says(node)
+    kind: Execution = "data" if node.op_type in _MOVERS else "integer"
+    return found or _of_types(node, int8_fuses) or Expected(kind)
 
 
-def _as_table_says(node: ir.Node) -> Expected:
-    return Expected("data" if node.op_type in _MOVERS else "integer")
+def _has_kernel(node: ir.Node) -> bool:
+    if node.op_type == "Resize":
+        return node.attributes.get_string("mode", "nearest") == "nearest"
+    return node.op_type in _INTEGER | _MOVERS | {"ArgMax"}
+
+
+def _is_between(node: ir.Node) -> bool:
+    """Whether one of DQ and Q is enough: that can be moved through the node, or the DQ dropped."""
+    if node.op_type == "ArgMax":
+        return _is_dq(node.inputs[0])
+    from_dq, into_q = _is_dq(node.inputs[0]), bool(_all_quantizers(node))
+    if into_q and not from_dq and _others(_behind(node.outputs[0])[0]):
+        return False
+    return node.op_type in _PROPAGATED and not (from_dq and into_q)
 
 
 def _float(cause: FloatCause, why: str, do: str) -> Expected:
@@ -94,13 +113,15 @@ def _float(cause: FloatCause, why: str, do: str) -> Expected:
 
 def _of_folded(node: ir.Node) -> Expected:
     """A Relu or Clip vanishes where the integers of the Q behind it cannot leave its bounds."""
-    behind = _quantizers(node.outputs[0])
-    if len(behind) != 1 or _others(node.outputs[0]):
-        return _of_output(node) or Expected("folded")
-    return _clamped(node, behind[0]) or Expected("folded")
+    found = _of_output(node)
+    if found is not None:
+        return found
+    return _clamped(node, _all_quantizers(node)[0]) or Expected("folded")
 
 
 def _clamped(node: ir.Node, behind: ir.Node) -> Expected | None:
+    if node.op_type not in _FOLDED:
+        return None
     bounds = [constant_of(value) for value in (*node.inputs[1:], None, None)[:2]]
     low = -np.inf if bounds[0] is None else float(bounds[0].item())
     high = np.inf if bounds[1] is None else float(bounds[1].item())
@@ -123,7 +144,7 @@ def _clamped(node: ir.Node, behind: ir.Node) -> Expected | None:
 
 
 def _of_width(node: ir.Node) -> Expected | None:
-    kinds = {_kind(dq) for dq in _data(node)} | {_kind(q) for q in _all_quantizers(node)}
+    kinds = {_kind(dq) for _, dq in _data(node)} | {_kind(q) for q in _all_quantizers(node)}
     wide = kinds & {"int16", "uint16"}
     if not wide or (node.op_type in _MOVERS and node.op_type not in _MOVERS_OF_8_BITS):
         return None
@@ -132,22 +153,24 @@ def _of_width(node: ir.Node) -> Expected | None:
 
 
 def _of_weight(node: ir.Node) -> Expected | None:
-    if node.op_type not in WEIGHTED:
+    value = node.inputs[1] if node.op_type in WEIGHTED else None
+    dq = dequantizer(value)
+    if dq is not None:
+        return _of_stored(dq)
+    at_load = node.op_type in _WEIGHTS_AT_LOAD and constant_of(value) is not None
+    if value is None or at_load or node.op_type == "MatMul":  # whose operands are all inputs
         return None
-    dq, value = dequantizer(node.inputs[1]), node.inputs[1]
-    if dq is None:
-        name = "" if value is None else value.name
-        return _float("float input", f"its weight `{name}` is float", "quantize the weight")
+    return _float("float input", f"its weight `{value.name}` is float", "quantize the weight")
+
+
+def _of_stored(dq: ir.Node) -> Expected | None:
+    """What of the form of a weight is in the way."""
     if _kind(dq) in _FOUR_BITS:
         do = "store the weight in 4 bits before a Cast to int8, and dequantize that"
         return _float("int4 without Cast", f"its weight is dequantized from {_kind(dq)}", do)
     if dq.attributes.get_int("block_size", 0):
         do = "give the weight one scale for each output channel"
         return _float("no integer kernel", "its weight has scales for blocks", do)
-    zero_point = constant_of(dq.inputs[2]) if len(dq.inputs) > 2 else None
-    if _kind(dq) == "int8" and zero_point is not None and zero_point.size > 1 and zero_point.any():
-        do = "quantize the weight symmetrically"
-        return _float("weight's zero point", "the zero points of its int8 weight are not 0", do)
     return None
 
 
@@ -160,10 +183,10 @@ def _of_inputs(node: ir.Node) -> Expected | None:
 
 
 def _of_output(node: ir.Node) -> Expected | None:
-    if node.op_type in _FLOAT_OUTPUT:
+    if _gives_float(node):
         return None
     for output in node.outputs:
-        last, folded = _behind_folded(output)
+        last, passed = _behind(output)
         others = _others(last)
         count = len(_quantizers(last))
         if count == 0:
@@ -174,14 +197,22 @@ def _of_output(node: ir.Node) -> Expected | None:
             who = others or f"{count} different Q"
             do = f"let `{last.name}` have one use, a Q, and give {who} what comes out of its DQ"
             return _float("used as float too", f"`{last.name}` goes to {who} as well", do)
-        clamped = _clamped(folded, _quantizers(last)[0]) if folded is not None else None
-        if clamped is not None:
-            return clamped
+        clamped = [_clamped(other, _quantizers(last)[0]) for other in passed]
+        if any(clamped):
+            return next(cause for cause in clamped if cause is not None)
     return None
 
 
+def _gives_float(node: ir.Node) -> bool:
+    """Whether the node has no Q behind it and a kernel that gives float: MatMulIntegerToFloat, or
+    QGemm if a bias is not float itself."""
+    bias = (*node.inputs, None, None)[2]
+    able = node.op_type == "MatMul" or (node.op_type == "Gemm" and (bias is None or _is_dq(bias)))
+    return able and not _all_quantizers(node)
+
+
 def _of_scales(node: ir.Node) -> Expected | None:
-    source = _data(node)[0]
+    source = _data(node)[0][1]
     for behind in _all_quantizers(node):
         scales = [constant_of(n.inputs[1]) for n in (source, behind)]
         same = all(s is not None for s in scales) and np.array_equal(*scales)  # type: ignore[arg-type]
@@ -196,37 +227,64 @@ def _of_scales(node: ir.Node) -> Expected | None:
 
 
 def _of_types(node: ir.Node, int8_fuses: bool) -> Expected | None:
-    nodes = [*_data(node), *_all_quantizers(node)]
-    kinds = {_kind(n) if int8_fuses else _kind_on_x86(n) for n in nodes}
-    if node.op_type in _MOVERS and len(kinds) == 1:
+    kinds = _kinds(node, int8_fuses)
+    found = set(kinds.values())
+    if node.op_type in _MOVERS and len(found) == 1:
         return None
-    if "int8" in kinds and not int8_fuses:
-        kept = next(n for n in nodes if _kind_on_x86(n) == "int8")
-        name = _integers(kept).name
+    if "int8" in found and not int8_fuses:
+        kept = next(value for value, kind in kinds.items() if kind == "int8")
         return _float(
             "int8 activations on x86",
-            f"`{name}` is int8 and has several uses, or no Q: x86 keeps it int8, and its kernels "
-            "want uint8",
+            f"`{kept.name}` is int8 and has several uses, or no Q: x86 keeps it int8, and its "
+            "kernels want uint8",
             "make the activations uint8, the same numbers: `onnxq convert --target ort-x86`",
         )
     weight = dequantizer(node.inputs[1]) if node.op_type in WEIGHTED else None
-    if len(kinds) > 1:
+    if len(found) > 1:
         do = "give both sides of the node one integer type"
-        return _float("mixed types", f"its activations are {' and '.join(sorted(kinds))}", do)
-    if kinds == {"int8"} and weight is not None and _kind(weight) == "uint8":
+        return _float("mixed types", f"its activations are {' and '.join(sorted(found))}", do)
+    if found == {"int8"} and weight is not None and _kind(weight) == "uint8":
         return _float("mixed types", "int8 activations, uint8 weight", "make the weight int8")
     return None
+
+
+def _kinds(node: ir.Node, int8_fuses: bool) -> dict[ir.Value, str]:
+    """Integer types of the node's activations as they are when kernels are looked for.
+
+    On x86, what a Q or DQ that is moved there makes has one use, and is uint8.
+    """
+    kinds = {}
+    for value, dq in _data(node):
+        alone = len(value.uses()) == 1 and value is not dq.outputs[0]
+        kinds[_integers(dq)] = "uint8" if alone and _kind(dq) == "int8" else _kind_on_x86(dq)
+    for output in node.outputs:
+        last, passed = _behind(output)
+        moved = any(other.op_type in _PROPAGATED for other in passed)
+        for q in _quantizers(last):
+            kinds[_integers(q)] = "uint8" if moved and _kind(q) == "int8" else _kind_on_x86(q)
+    if int8_fuses:
+        nodes = [*(dq for _, dq in _data(node)), *_all_quantizers(node)]
+        return {_integers(n): _kind(n) for n in nodes}
+    return kinds
 
 
 # --- what the graph says ------------------------------------------------------------------------
 
 
+def _dq_of(value: ir.Value | None) -> ir.Node | None:
+    """The DQ that a value comes from, through operators that it is moved down through."""
+    producer = value.producer() if value is not None else None
+    if producer is not None and producer.op_type in _PROPAGATED:
+        return _dq_of(producer.inputs[0])
+    return dequantizer(value)
+
+
 def _is_dq(value: ir.Value | None) -> bool:
-    return dequantizer(value) is not None
+    return _dq_of(value) is not None
 
 
 def _touches_integers(node: ir.Node) -> bool:
-    behind = any(_quantizers(_behind_folded(output)[0]) for output in node.outputs)
+    behind = any(_quantizers(_behind(output)[0]) for output in node.outputs)
     return behind or any(_is_dq(value) for value in node.inputs)
 
 
@@ -235,7 +293,7 @@ def _is_weight_only(node: ir.Node) -> bool:
     if node.op_type not in {"MatMul", "Gemm"} or node.attributes.get_int("transB", 0) == 1:
         return False
     dq = dequantizer(node.inputs[1])
-    if dq is None or _is_dq(node.inputs[0]) or len(node.inputs) != 2:
+    if dq is None or _is_dq(node.inputs[0]) or _all_quantizers(node):
         return False
     return constant_of(dq.inputs[0]) is not None
 
@@ -249,12 +307,11 @@ def _data_values(node: ir.Node) -> list[ir.Value]:
     return [value for value in values if value is not None]
 
 
-def _data(node: ir.Node) -> list[ir.Node]:
-    """The DQ before those inputs; a constant weight is none of them."""
-    values = _data_values(node)
-    found = [dq for dq in (dequantizer(value) for value in values) if dq is not None]
+def _data(node: ir.Node) -> list[tuple[ir.Value, ir.Node]]:
+    """Those inputs with the DQ they come from; a constant weight is none of them."""
+    found = [(value, dq) for value in _data_values(node) if (dq := _dq_of(value)) is not None]
     if node.op_type == "MatMul":
-        found = [dq for dq in found if constant_of(dq.inputs[0]) is None and not _from_cast(dq)]
+        return [(v, q) for v, q in found if constant_of(q.inputs[0]) is None and not _from_cast(q)]
     return found
 
 
@@ -268,7 +325,7 @@ def _quantizers(value: ir.Value) -> list[ir.Node]:
 
 
 def _all_quantizers(node: ir.Node) -> list[ir.Node]:
-    return [q for output in node.outputs for q in _quantizers(_behind_folded(output)[0])]
+    return [q for output in node.outputs for q in _quantizers(_behind(output)[0])]
 
 
 def _others(value: ir.Value) -> str:
@@ -279,12 +336,17 @@ def _others(value: ir.Value) -> str:
     return f"{users[0].op_type} `{users[0].name}`" if users else ""
 
 
-def _behind_folded(value: ir.Value) -> tuple[ir.Value, ir.Node | None]:
-    """``value``, or what an only Relu or Clip behind it makes of it, with that node."""
-    users = [use.node for use in value.uses()]
-    if len(users) == 1 and users[0].op_type in _FOLDED and not value.is_graph_output():
-        return users[0].outputs[0], users[0]
-    return value, None
+def _behind(value: ir.Value) -> tuple[ir.Value, tuple[ir.Node, ...]]:
+    """``value``, or what it becomes through operators that vanish or that a Q is moved up through,
+    while it has one use only; and those operators."""
+    passed: list[ir.Node] = []
+    while not value.is_graph_output():
+        users = [use.node for use in value.uses()]
+        if len(users) != 1 or users[0].op_type not in _FOLDED | _PROPAGATED:
+            break
+        passed.append(users[0])
+        value = users[0].outputs[0]
+    return value, tuple(passed)
 
 
 def _integers(node: ir.Node) -> ir.Value:

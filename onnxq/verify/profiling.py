@@ -13,7 +13,7 @@ from onnxq.graph import load_model
 from onnxq.runtime import NodeTimes, Profile, executed_operators, profiles
 from onnxq.verify.fusion import executed, numbered, numbers_of
 
-__all__ = ["time_ledger"]
+__all__ = ["time_ledger", "without_qdq"]
 
 _UNFUSED = {"session.disable_quant_qdq": "1"}
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -31,11 +31,14 @@ def time_ledger(
 ) -> TimeLedger:
     """Median times of operators and nodes on ``rows``, as shares; one thread.
 
-    The same file with fusion switched off runs in turns with it. Raises RuntimeFailureError.
+    The same file with fusion switched off, and with its Q and DQ taken out, run in turns with it.
+    Raises RuntimeFailureError.
     """
     model = load_model(path)
-    with numbered(model) as copy:
-        fused, unfused = profiles(copy, rows, (config, {**config, **_UNFUSED}), rounds)
+    with numbered(model) as copy, numbered(without_qdq(model)) as float_copy:
+        off = {**config, **_UNFUSED}
+        files = ((copy, config), (copy, off), (float_copy, off))
+        fused, unfused, floating = profiles(files, rows, rounds)
         found = executed(model, executed_operators(copy, config))
     times = [(node, float(np.median(node.microseconds))) for node in fused.nodes]
     whole = sum(time for _, time in times)
@@ -60,8 +63,8 @@ def time_ledger(
         floating=groups["float"],
         quantizing=groups["quantizing"],
         layout=groups["layout"],
-        to_unfused=float(np.median(fused.microseconds) / np.median(unfused.microseconds)),
-        to_float=whole / _float_alone(unfused),
+        to_unfused=_ratio(fused, unfused),
+        to_float=_ratio(fused, floating),
         runs=len(fused.microseconds),
         made_up_data=made_up_data,
     )
@@ -75,9 +78,29 @@ def _group(node: NodeTimes, runs: str, *, inserted: bool) -> str:
     return "float" if runs == "float" else "integer"
 
 
-def _float_alone(unfused: Profile) -> float:
-    """Time of all operators but Q and DQ."""
-    return sum(float(np.median(n.microseconds)) for n in unfused.nodes if n.op_type not in _QDQ)
+def _ratio(one: Profile, other: Profile) -> float:
+    return float(np.median(one.microseconds) / np.median(other.microseconds))
+
+
+def without_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The FP32 twin of a Q/DQ file: nothing is quantized at run time, and constants are those that
+    the file's integers stand for."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]  # of types that are gone
+    integers = {v.name: v.type.tensor_type.elem_type for v in copy.graph.output}
+    kinds = {tensor.name: tensor.data_type for tensor in copy.graph.initializer}
+    computed = {v.name for v in copy.graph.input} - kinds.keys()
+    for node in copy.graph.node:
+        if not computed & set(node.input):
+            continue
+        computed |= set(node.output)
+        if node.op_type in _QDQ:
+            real = kinds.get(node.input[1], onnx.TensorProto.FLOAT)
+            to = integers.get(node.output[0], real)
+            cast = onnx.helper.make_node("Cast", node.input[:1], node.output, node.name, to=to)
+            node.CopyFrom(cast)
+    return copy
 
 
 class _Names:

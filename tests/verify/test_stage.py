@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxq.artifacts import FusionAudit
 from onnxq.errors import DataError
 from onnxq.recipe import Gate, VerifySection
 from onnxq.samples import Samples
@@ -105,11 +106,11 @@ def test_the_operators_that_run_are_looked_up_under_the_targets_options(
 ):
     seen = []
 
-    def spy(path, model, config):
+    def spy(path, config):
         seen.append(config)
-        return ()
+        return FusionAudit(nodes=())
 
-    monkeypatch.setattr("onnxq.verify.stage.fusion", spy)
+    monkeypatch.setattr("onnxq.verify.stage.audit_fusion", spy)
     options = {"session.x64quantprecision": "1"}
     target = X86.model_copy(update={"session_options": options})
     run(replace(classifier, target=target), tmp_path, CLASSES)
