@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
 
@@ -28,6 +28,7 @@ from onnxq.samples import Samples
 from onnxq.sources import open_source
 from onnxq.store import Build, digest_of, load_record, sha256_of_file, sha256_of_source
 from onnxq.target import Target, load_target
+from onnxq.twins import Twin, bundles_of, make_twins, reports_of, twins_of
 
 __all__ = ["STAGES", "Observer", "Outcome", "Stage", "run"]
 
@@ -74,6 +75,8 @@ class Outcome:
     quantized: QuantizedModel | None = None
     report: VerificationReport | None = None
     bundle: Bundle | None = None
+    twin_reports: Mapping[str, VerificationReport] = field(default_factory=dict)
+    twin_bundles: Mapping[str, Bundle] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,10 @@ class _Work:
     def evaluation_samples(self) -> Samples:
         samples = self._samples(self.recipe.data.evaluation)
         return samples.thinned(self.recipe.verify.samples or len(samples))
+
+    @property
+    def twins(self) -> tuple[Twin, ...]:
+        return twins_of(self.path("quantize", INT8), self.target, self.recipe.quantize.also_for)
 
     @property
     def parts_facts(self) -> list[dict[str, object]]:
@@ -267,15 +274,19 @@ def _quantize(work: _Work, outcome: Outcome) -> Outcome:
         "section": section.model_dump(mode="json"),
         "parts": work.parts_facts,
         "calibration": _digest(calibration),
+        "also_for": [twin.target.model_dump() for twin in work.twins],
     }
 
     def write(folder: Path) -> object:
         from onnxq.quantize.stage import quantize
 
-        return quantize(
+        record = quantize(
             work.path("export", FP32), calibration, work.target, section, folder / INT8,
             work.recipe.parts,
         )  # fmt: skip
+        twins = twins_of(folder / INT8, work.target, section.also_for)
+        make_twins(twins, folder / INT8, work.calibration_samples)
+        return record
 
     work.run_stage("quantize", facts, write)
     quantized = load_record(QuantizedModel, work.record("quantize"))
@@ -302,27 +313,34 @@ def _verify(work: _Work, outcome: Outcome) -> Outcome:
         task = plugins.call(work.recipe.task, {}, work.search)
         if not isinstance(task, Task):
             raise PluginError("does not return a Task", where=work.recipe.task)
-        return verify(
-            Evidence(
-                name=work.recipe.name,
-                fp32=work.path("export", EXPORTED),
-                rewritten=work.path("export", FP32),
-                int8=work.path("quantize", INT8),
-                target=work.target,
-                exported=exported,
-                calibration=calibration,
-                quantized=quantized,
-            ),
-            task,
-            work.evaluation_samples,
-            section,
-            folder,
-            progress=work.progress,
+        evidence = Evidence(
+            name=work.recipe.name,
+            fp32=work.path("export", EXPORTED),
+            rewritten=work.path("export", FP32),
+            int8=work.path("quantize", INT8),
+            target=work.target,
+            exported=exported,
+            calibration=calibration,
+            quantized=quantized,
         )
+        todo = {folder: evidence} | {
+            folder / twin.target.name: replace(
+                evidence,
+                int8=twin.model,
+                target=twin.target,
+                quantized=load_record(QuantizedModel, twin.record),
+            )
+            for twin in work.twins
+        }
+        for place, each in todo.items():
+            place.mkdir(exist_ok=True)
+            verify(each, task, work.evaluation_samples, section, place, progress=work.progress)
+        return None
 
     work.run_stage("verify", facts, write)
     report = load_record(VerificationReport, work.record("verify"))
-    return _updated(outcome, report=report)
+    twins = reports_of(work.twins, work.build.stage("verify"))
+    return _updated(outcome, report=report, twin_reports=twins)
 
 
 def _hand_off(work: _Work, outcome: Outcome) -> Outcome:
@@ -340,23 +358,39 @@ def _hand_off(work: _Work, outcome: Outcome) -> Outcome:
     def write(folder: Path) -> object:
         from onnxq.handoff.stage import hand_off
 
-        return hand_off(
-            model=work.path("quantize", INT8),
+        hand = partial(
+            hand_off,
             exported=exported,
-            quantized=quantized,
-            report=report,
-            report_folder=work.build.stage("verify"),
-            target=work.target,
             section=section,
             samples=work.evaluation_samples,
             origin=origin,
             recipe_text=text,
+        )
+        hand(
+            model=work.path("quantize", INT8),
+            quantized=quantized,
+            report=report,
+            report_folder=work.build.stage("verify"),
+            target=work.target,
             folder=folder,
         )
+        for twin in work.twins:
+            judged = outcome.twin_reports[twin.target.name]
+            if judged.verdict == "passed":
+                hand(
+                    model=twin.model,
+                    quantized=load_record(QuantizedModel, twin.record),
+                    report=judged,
+                    report_folder=work.path("verify", twin.target.name),
+                    target=twin.target,
+                    folder=folder / twin.target.name,
+                )
+        return None
 
     work.run_stage("handoff", facts, write)
     bundle = load_record(Bundle, work.record("handoff"))
-    return _updated(outcome, bundle=bundle)
+    twins = bundles_of(work.twins, work.build.stage("handoff"))
+    return _updated(outcome, bundle=bundle, twin_bundles=twins)
 
 
 def _updated(outcome: Outcome, **records: object) -> Outcome:

@@ -285,11 +285,15 @@ class QuantizeSection(Section):
     ``saturation: narrow`` gives weights fewer steps in exactly the output channels whose sums of
     pairs could leave int16 on x86 without VNNI; ``ignore`` lets them. Unless given, the target
     decides: those whose processors saturate are narrowed for.
+
+    ``also_for`` names further targets: each gets a file with the same numbers and activations of
+    the type that it takes, and a verdict and a bundle of its own.
     """
 
     weights: Literal["int8"] = "int8"
     exclude: tuple[Waiver, ...] = ()
     saturation: Literal["ignore", "narrow"] | None = None
+    also_for: tuple[str, ...] = ()
 
 
 class Gate(Section):

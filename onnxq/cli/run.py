@@ -6,6 +6,7 @@ import click
 
 from onnxq.calibrate.resources import Resources
 from onnxq.cli.console import Screen, command_options, print_verdict
+from onnxq.errors import EXIT_PASSED, EXIT_WORSE
 from onnxq.pipeline import STAGES, Outcome, Stage
 from onnxq.pipeline import run as run_pipeline
 from onnxq.recipe import Recipe, load_recipe
@@ -82,7 +83,9 @@ def run_recipe(
         resources=resources,
         progress=screen.progress,
     )
-    code = print_verdict(screen, outcome.report) if outcome.report else 0
+    reports = [outcome.report] if outcome.report else []
+    codes = [print_verdict(screen, report) for report in (*reports, *outcome.twin_reports.values())]
+    code = EXIT_WORSE if EXIT_WORSE in codes else max(codes, default=EXIT_PASSED)
     _print_places(screen, outcome)
     screen.result(
         {
@@ -91,6 +94,10 @@ def run_recipe(
             "build": str(folder),
             "report": outcome.report.model_dump(mode="json") if outcome.report else None,
             "bundle": str(folder / "handoff") if outcome.bundle else None,
+            "also": {
+                name: report.model_dump(mode="json")
+                for name, report in outcome.twin_reports.items()
+            },
         }
     )
     return code
@@ -101,3 +108,5 @@ def _print_places(screen: Screen, outcome: Outcome) -> None:
         screen.say(f"  report  {outcome.folder / 'verify' / 'report.html'}")
     if outcome.bundle:
         screen.say(f"  bundle  {outcome.folder / 'handoff'}")
+    for name in outcome.twin_bundles:
+        screen.say(f"  bundle  {outcome.folder / 'handoff' / name}")
