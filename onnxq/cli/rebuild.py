@@ -35,21 +35,16 @@ def rebuild(bundle: Path, recipe: Path | None, screen: Screen) -> int:
 
     listed_files(bundle)
     record = load_record(Bundle, bundle / _RECORD)
-    if record.origin is None:
-        raise DataError(
-            "does not say what it was made from",
-            where=str(bundle),
-            do="hand it off again, with this version of onnxq",
-        )
+    origin = _origin(record, bundle)
     with tempfile.TemporaryDirectory() as scratch:
-        if record.origin.kind == "recipe":
-            again = _run_again(bundle, record.origin, recipe, Path(scratch) / "build", screen)
+        if origin.kind == "recipe":
+            again = _run_again(bundle, record, recipe, Path(scratch) / "build", screen)
         else:
             if recipe is not None:
                 what = "this bundle was made of a plain file, not of a recipe"
                 raise UsageError(what, where="--recipe", do="leave it out")
             again = Path(scratch) / "handoff"
-            hand_off_again(bundle, record, record.origin, again)
+            hand_off_again(bundle, record, origin, again)
         made = None if again is None else load_record(Bundle, again / _RECORD).origin
         reasons = changes_since(record, provenance({}), made)
         if again is None:
@@ -59,14 +54,28 @@ def rebuild(bundle: Path, recipe: Path | None, screen: Screen) -> int:
     return _print(screen, bundle, result, made is not None)
 
 
+def _origin(record: Bundle, bundle: Path) -> Origin:
+    if record.origin is None:
+        raise DataError(
+            "does not say what it was made from",
+            where=str(bundle),
+            do="hand it off again, with this version of onnxq",
+        )
+    return record.origin
+
+
 def _run_again(
-    bundle: Path, origin: Origin, given: Path | None, folder: Path, screen: Screen
+    bundle: Path, record: Bundle, given: Path | None, folder: Path, screen: Screen
 ) -> Path | None:
-    """The bundle of the recipe's own copy, run from its first stage; None if it did not pass."""
+    """The bundle of the recipe's own copy, run from its first stage; None if it did not pass.
+
+    A recipe's bundles for further targets lie in the folder of the first, by the target's name.
+    """
     from onnxq.handoff.origin import find_recipe
     from onnxq.pipeline import run
     from onnxq.recipe import load_recipe
 
+    origin = _origin(record, bundle)
     place = given or find_recipe(origin, bundle)
     if place is None:
         raise DataError(
@@ -76,7 +85,10 @@ def _run_again(
         )
     recipe = load_recipe(bundle / _RECIPE, origin.settings, place=place)
     outcome = run(recipe, folder, screen, progress=screen.progress)
-    return None if outcome.bundle is None else folder / "handoff"
+    if outcome.bundle is not None and outcome.bundle.target == record.target:
+        return folder / "handoff"
+    twin = folder / "handoff" / record.target
+    return twin if record.target in outcome.twin_bundles else None
 
 
 def _print(screen: Screen, bundle: Path, result: RebuildCheck, made: bool) -> int:
