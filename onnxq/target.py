@@ -42,6 +42,7 @@ Tier = Literal[
     "folded",
     "unknown",
 ]
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, in C where it is built
 _SUFFIXES = (".yaml", ".yml")
 _KEYS = ("id", "op", "name", "version")  # by which entries of a list are told apart
 _UNSOURCED = ("changes", "sources")  # what a version changes is laid over before sources are read
@@ -69,11 +70,12 @@ class TargetRule(Sourced):
     """A rule that a file must keep.
 
     ``check`` names a function of ``handoff/rules_*.py``; ``limit`` and ``values`` are its numbers
-    and words. ``says`` is the rule in one sentence, ``do`` the way out, ``rewrite`` the step of
-    onnxq that mends it (``input_rewrite`` where the fault is a graph input), empty if there is
-    none. ``then`` is where a node runs that breaks it; empty if that moves no node. ``phase`` says
+    and words; in a file, ``limit`` may name a field of the profile. ``says`` is the rule in one
+    sentence, ``do`` the way out, ``rewrite`` the step of onnxq that mends it (``input_rewrite``
+    where the fault is a graph input), empty if there is none. ``then`` is where a node runs that
+    breaks it, and where it ``spreads`` all others too; empty if that moves no node. ``phase`` says
     when it is applied: to ``any`` graph, FP32 or Q/DQ; to a ``quantized`` one; or to what was
-    ``compiled``, by the vendor's own report. In a file, ``limit`` may name a field of the profile.
+    ``compiled``, by the vendor's own report.
     """
 
     id: str
@@ -87,6 +89,7 @@ class TargetRule(Sourced):
     rewrite: str = ""
     input_rewrite: str = ""
     then: Tier | Literal[""] = ""
+    spreads: bool = False
 
 
 class Operator(Sourced):
@@ -213,6 +216,11 @@ class Target(_Facts):
     notes: tuple[str, ...] = ()
     rules: tuple[TargetRule, ...] = ()
 
+    @property
+    def slug(self) -> str:
+        """The name as part of a file's or folder's: of a target file's path, that of the file."""
+        return Path(self.name).stem if self.name.endswith(_SUFFIXES) else self.name
+
     def operator(self, op_type: str) -> Operator | None:
         """The entry of the table for an operator of the default domain; None if it has none."""
         return next((entry for entry in self.operators if entry.op == op_type), None)
@@ -274,7 +282,7 @@ def _read(name: str) -> dict[str, Any]:
         what = f"unknown target `{name}`; {nearest(name, target_names())}"
         raise UsageError(what, where="target", do="or give the path of a target file (.yaml)")
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
         raise UsageError(f"cannot be read: {fault}", where=name) from fault
     if not isinstance(data, dict):

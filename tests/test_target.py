@@ -188,6 +188,7 @@ def test_a_new_target_is_one_file(tmp_path):
     path = own(tmp_path)
     target, base = load_target(path), load_target("stm32n6")
     assert load_target(target.name) == target
+    assert (target.slug, base.slug) == ("own", "stm32n6")
     assert target.title == "A chip of our own"
     assert target.operator("Softmax").runs == "hardware"
     assert target.operator("Conv") == base.operator("Conv")

@@ -91,15 +91,18 @@ def _result(fault: Fault, rule: TargetRule, waived: str | None) -> RuleResult:
 def _reasons(target: Target, waivers: Sequence[Waiver]) -> dict[str, str]:
     """Reasons by rule. A recipe may run for several targets: a rule of another one is let be."""
     own = {rule.id for rule in target.rules}
-    known = own.union(rule.id for name in target_names() for rule in load_target(name).rules)
     for waiver in waivers:
-        if waiver.name not in known:
+        if waiver.name not in own and waiver.name not in _rules_of_any_target():
             raise RecipeError(
                 f"`{waiver.name}` is no rule of {target.name}; {nearest(waiver.name, own)}",
                 where="handoff.waive",
                 do=f"`onnxq targets {target.name}` lists its rules",
             )
     return {waiver.name: waiver.reason for waiver in waivers if waiver.name in own}
+
+
+def _rules_of_any_target() -> frozenset[str]:
+    return frozenset(rule.id for name in target_names() for rule in load_target(name).rules)
 
 
 def refuse_broken_rules(results: Sequence[RuleResult], target: Target, where: str) -> None:

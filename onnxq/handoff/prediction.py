@@ -23,7 +23,7 @@ from onnxq.handoff.subject import (
     subject_of,
 )
 from onnxq.placement import float_reasons
-from onnxq.target import Target, Tier
+from onnxq.target import Operator, Target, Tier
 
 __all__ = ["Kernels", "predict"]
 
@@ -60,7 +60,7 @@ def predict(
     _give_names(nodes)
     quantized = any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in subject.nodes)
     moved = _without_qdq(nodes, target, kernels) if quantized else _left_float(nodes, target)
-    for node, place in _by_rules(subject, quantized):
+    for node, place in _by_rules(subject, quantized, nodes):
         moved.setdefault(node, []).append(place)
     predictions = tuple(_prediction(node, target, moved.get(node, ())) for node in nodes)
     return Prediction(
@@ -96,7 +96,29 @@ def _at_best(node: ir.Node, target: Target) -> Place:
     entry = target.operator(node.op_type) if node.domain in ("", "ai.onnx") else None
     if entry is None:
         return target.other_operators, "the target's table does not name it"
-    return entry.runs, entry.when
+    return entry.runs, _decomposition(node, entry) or entry.when
+
+
+def _decomposition(node: ir.Node, entry: Operator) -> str:
+    """Whether a window is beyond what the hardware takes at once; it is then made of several.
+
+    A Conv one row high may be as wide as it likes.
+    """
+    sides = node.attributes.get_ints("kernel_shape", ())
+    if not sides or entry.runs != "hardware":
+        return ""
+    strided = (node.attributes.get_ints("strides", ()) or [1])[-1] > 1
+    width = entry.limits.get(f"kernel_width_at_stride_{2 if strided else 1}")
+    height = entry.limits.get("kernel_height")
+    window = entry.limits.get("window")
+    if isinstance(window, tuple):
+        height = width = window[-1]
+    if not (isinstance(height, int) and isinstance(width, int)):
+        return ""
+    rows, columns = max(sides[:-1], default=1), sides[-1]
+    if rows <= height and (columns <= width or (rows == 1 and window is None)):
+        return ""
+    return f"its window of {' x '.join(map(str, sides))} is decomposed: {height} x {width} at once"
 
 
 def _left_float(nodes: Sequence[ir.Node], target: Target) -> dict[ir.Node, list[Place]]:
@@ -137,11 +159,13 @@ def _without_qdq(
     return moved
 
 
-def _by_rules(subject: Subject, quantized: bool) -> Iterator[tuple[ir.Node, Place]]:
-    """What breaks a rule that says where that leads to."""
+def _by_rules(
+    subject: Subject, quantized: bool, nodes: Sequence[ir.Node]
+) -> Iterator[tuple[ir.Node, Place]]:
+    """What breaks a rule that says where that leads to, and every node where that spreads."""
     for rule, faults in faults_of(subject, "quantized" if quantized else "any"):
         for fault in faults if rule.then else ():
-            for node in _touched(fault):
+            for node in nodes if rule.spreads else _touched(fault):
                 yield node, (rule.then or "unknown", f"{rule.id}: {fault.where} {fault.what}")
 
 

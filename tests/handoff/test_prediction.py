@@ -74,6 +74,33 @@ def test_a_value_of_high_rank_takes_down_all_that_touch_it():
     assert runs == ["refused", "refused", "refused", "hardware"]
 
 
+def test_one_bool_takes_all_quantization_away():
+    runs = places(between("m = Greater(xd, one) e = Where(m, xd, one) r = Sigmoid(e)"))
+    assert runs["Sigmoid"] == "software float"
+    assert places(between("r = Sigmoid(xd)"))["Sigmoid"] == "hardware"
+
+
+@pytest.mark.parametrize(
+    ("operator", "window"),
+    [
+        ("r = MaxPool<kernel_shape=[2,3]>(xd)", ""),
+        ("r = MaxPool<kernel_shape=[4,2]>(xd)", "4 x 2 is decomposed: 3 x 3 at once"),
+        ("r = Conv<kernel_shape=[1,1]>(xd, wd)", ""),
+        ("r = Conv<kernel_shape=[7,7], pads=[3,3,3,3]>(xd, wd)", "7 x 7 is decomposed: 3 x 6"),
+        (
+            "r = Conv<kernel_shape=[7,7], pads=[3,3,3,3], strides=[2,2]>(xd, wd)",
+            "7 x 7 is decomposed: 3 x 12",
+        ),
+        ("r = Conv<kernel_shape=[1,9], pads=[0,4,0,4]>(xd, wd)", ""),  # height 1 lifts the limit
+    ],
+)
+def test_a_window_that_the_hardware_takes_in_pieces_is_told(operator, window):
+    (node,) = predict(between(WEIGHT + operator), N6).nodes
+    assert node.runs == "hardware"
+    assert window in node.why
+    assert ("decomposed:" in node.why) is bool(window)
+
+
 def test_without_qdq_an_operator_is_a_float_epoch():
     model = graph(data() + "r = Sigmoid(xd) y = Tanh(r)")
     assert places(model) == {"Sigmoid": "software float", "Tanh": "software float"}
