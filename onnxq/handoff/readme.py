@@ -4,10 +4,20 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxq.artifacts import AnswerCheck, Manifest, RuleResult, VerificationReport
+from onnxq.artifacts import (
+    AnswerCheck,
+    Ledger,
+    Manifest,
+    MemoryEstimate,
+    RuleResult,
+    VerificationReport,
+)
 from onnxq.handoff.contract import Contract, InputOutput
+from onnxq.handoff.ledger import ledger_lines
+from onnxq.handoff.memory import memory_lines
 from onnxq.handoff.part import Part
 from onnxq.handoff.readme_parts import steps_in_words
+from onnxq.handoff.st_edge_ai import command_lines, is_for_st
 from onnxq.target import Target
 
 __all__ = ["Contents", "readme", "unverified_notice"]
@@ -32,6 +42,8 @@ class Contents:
     made_up_ranges: bool
     parts: Sequence[Part] = ()
     manifest: Manifest | None = None
+    memory: Sequence[MemoryEstimate] = ()
+    ledgers: Sequence[Ledger] = ()
 
 
 def readme(contents: Contents) -> str:
@@ -45,6 +57,7 @@ def readme(contents: Contents) -> str:
         *([steps_in_words(contents.manifest, contents.parts)] if contents.manifest else []),
         _running(contents),
         _measured(contents),
+        _estimated(contents),
         _predicted(contents),
         _not_verified(contents),
         _rules(contents.rules),
@@ -106,37 +119,39 @@ def _value(value: InputOutput) -> str:
 
 def _running(contents: Contents) -> str:
     target = contents.target
-    models = [(f"cd {part.model.stem} && ", part.contract) for part in contents.parts]
-    commands = "\n".join(
-        f"({first}{line})" if first else line
-        for first, made in models or [("", contents.contract)]
-        for line in _commands(target, made)
-    )
-    parts = [f"## Run it on {target.title}\n\n```sh\n{commands}\n```"]
-    if "validate_inputs.npz" in contents.files:
-        parts.append(
-            "`validate_inputs.npz` holds the known inputs, one array per graph input in the order "
-            "of the graph, and `validate_outputs.npz` the outputs to compare with. Which array "
-            "names ST's tool expects was not tried."
-        )
+    parts = [f"## Run it on {target.title}"]
+    if is_for_st(target):
+        for part in contents.parts:
+            head = f"In `{part.model.stem}/`:\n\n"
+            parts.append(head + "\n".join(command_lines(part.contract, target)))
+        if not contents.parts:
+            parts.append("\n".join(command_lines(contents.contract, target)))
+    else:
+        parts.append("```sh\n" + "\n".join(_commands(target, contents.contract)) + "\n```")
     parts.append("\n".join(f"- {note}" for note in target.notes))
     parts.append(_in_python(contents))
-    if "self_test.c" in contents.files:
-        parts.append(_IN_C)
+    parts += _in_c(contents)
     return "\n\n".join(parts)
 
 
-_IN_C = """\
-## In C
-
-`contract.h` (C99, no library but `libm`) holds shapes, scales and zero points, and functions that
-quantize and dequantize; `known_answers.h` the known answers as arrays. `self_test.c` judges these
-functions, or your own in their place: its first lines say how.
-
-```sh
-gcc -std=c99 -Wall -Wextra -Werror -pedantic self_test.c -o self_test -lm
-./self_test
-```"""
+def _in_c(contents: Contents) -> list[str]:
+    """How the conversions are judged in C, of every model that has integer ends."""
+    folders = [f"{part.model.stem}/" for part in contents.parts] or [""]
+    lines = [
+        f"gcc -std=c99 -Wall -Wextra -Werror -pedantic {folder}self_test.c "
+        f"-o {folder}self_test -lm\n./{folder}self_test"
+        for folder in folders
+        if f"{folder}self_test.c" in contents.files
+    ]
+    if not lines:
+        return []
+    where = "In the folder of each part " if contents.parts else ""
+    return [
+        f"## In C\n\n{where}`contract.h` (C99, no library but `libm`) holds shapes, scales and zero points, and functions that "
+        "quantize and dequantize; `known_answers.h` the known answers as arrays. `self_test.c` "
+        "judges these functions, or your own in their place: its first lines say how.\n\n"
+        "```sh\n" + "\n".join(lines) + "\n```"
+    ]
 
 
 def _commands(target: Target, made: Contract) -> list[str]:
@@ -206,6 +221,16 @@ def _measured(contents: Contents) -> str:
     )
     lines.append("- more in `report/`")
     return head + "\n".join(lines)
+
+
+def _estimated(contents: Contents) -> str:
+    """What was computed from the file and measured nowhere: memory, and what a sample costs."""
+    names = [part.model.name for part in contents.parts] or [contents.contract.model]
+    parts = ["## Estimated, from the file alone"]
+    for name, estimate in zip(names, contents.memory, strict=True):
+        parts.append(f"Memory of `{name}`: " + "\n".join(memory_lines(estimate)))
+    parts.append("Cost:\n\n" + "\n".join(ledger_lines(contents.ledgers, contents.target)))
+    return "\n\n".join(parts)
 
 
 def _predicted(contents: Contents) -> str:

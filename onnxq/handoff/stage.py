@@ -11,7 +11,9 @@ from onnxq.artifacts import (
     Bundle,
     ExportedModel,
     FileFacts,
+    Ledger,
     Manifest,
+    MemoryEstimate,
     Origin,
     QuantizedModel,
     RuleResult,
@@ -28,6 +30,8 @@ from onnxq.handoff.bundle import (
 )
 from onnxq.handoff.check import check, refuse_broken_rules
 from onnxq.handoff.contract import Contract, contract
+from onnxq.handoff.ledger import ledger, ledgers_of_parts
+from onnxq.handoff.memory import MEMORY_FILE
 from onnxq.handoff.part import Part, write_part
 from onnxq.handoff.parts import parts_to_ship, write_parts_of_bundle
 from onnxq.handoff.readme import Contents, readme, unverified_notice
@@ -35,7 +39,7 @@ from onnxq.handoff.stand_alone import write_scripts
 from onnxq.recipe import HandoffSection
 from onnxq.samples import Samples
 from onnxq.splitting.manifest import MANIFEST
-from onnxq.store import atomic_folder, facts_of_file, save_record, sha256_of_file
+from onnxq.store import atomic_folder, facts_of_file, load_record, save_record, sha256_of_file
 from onnxq.target import Target
 
 __all__ = ["BUNDLE_FILE", "hand_off"]
@@ -137,6 +141,11 @@ def _fill(folder: Path, judged: _Judged, samples: Samples, count: int) -> Bundle
         contract=made,
         parts=judged.parts,
         manifest=judged.manifest,
+        memory=[
+            load_record(MemoryEstimate, folder / place / MEMORY_FILE)
+            for place in [part.model.stem for part in judged.parts] or ["."]
+        ],
+        ledgers=_ledgers(folder, name, target),
         target=target,
         report=judged.report,
         rules=judged.rules,
@@ -155,6 +164,12 @@ def _fill(folder: Path, judged: _Judged, samples: Samples, count: int) -> Bundle
     sums = {file: sha256_of_file(folder / file) for file in _names(folder)}
     (folder / SUMS_FILE).write_text(checksums(sums), encoding="utf-8")
     return bundle
+
+
+def _ledgers(folder: Path, name: str, target: Target) -> tuple[Ledger, ...]:
+    if name == MANIFEST:
+        return ledgers_of_parts(load_record(Manifest, folder / name), folder, target)
+    return (ledger(folder / name, target),)
 
 
 def _copy_report(source: Path | None, folder: Path) -> None:
