@@ -69,6 +69,7 @@ def load_model(path: Path) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except (
         DecodeError,
+        UnicodeDecodeError,  # names that are no text
         onnx.checker.ValidationError,
         onnx.shape_inference.InferenceError,
     ) as fault:

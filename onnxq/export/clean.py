@@ -143,7 +143,18 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
         raise ExportError(
             f"onnxsim cannot simplify the graph: {fault}", do="check it with `onnxq inspect`"
         ) from fault
-    return onnx.shape_inference.infer_shapes(simple, data_prop=True)
+    return _inferred(simple)
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """With the shapes that follow. Raises ExportError where two of them contradict each other."""
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except onnx.shape_inference.InferenceError as fault:
+        raise ExportError(
+            f"shapes of the graph contradict each other: {str(fault).strip().splitlines()[0]}",
+            do="export the model again; the file may be damaged",
+        ) from fault
 
 
 def _without_constant_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -183,7 +194,7 @@ def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
             del graph.graph.initializers[name]
     proto = ir.to_proto(graph)
     del proto.graph.value_info[:]
-    return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    return _inferred(proto)
 
 
 def _canonical(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,6 +1,7 @@
 """Free dimensions of a graph that comes as a file: declared ones are set, others are refused."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import Literal
 
 import onnx
@@ -10,6 +11,7 @@ from onnxq.recipe import ValueSection
 
 __all__ = ["freeze", "refuse_half", "refuse_subgraphs"]
 
+_MOST_INPUT_ELEMENTS, _MOST_ELEMENTS = 2**28, 2**31  # 1 GiB and 8 GiB of float32
 _SUBGRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
@@ -44,7 +46,8 @@ def freeze(
     """A copy in which only the batch is free, and not even that if ``batch`` is ``one``.
 
     A free dimension takes the size that the recipe declares for it. Raises ModelError for one that
-    stays free, and for a declared name or shape that the graph does not have.
+    stays free, for a declared name or shape that the graph does not have, and for sizes that no
+    tensor can have.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -63,7 +66,11 @@ def freeze(
                     _set_or_name(dim, size, symbols, "")
     _refuse_free(inputs.values())
     _resolve(copy, symbols, batch)
-    return onnx.shape_inference.infer_shapes(copy, data_prop=True)
+    shaped = onnx.shape_inference.infer_shapes(copy, data_prop=True)
+    fed = [value for value in shaped.graph.input if value.name in inputs]
+    _refuse_impossible(fed, _MOST_INPUT_ELEMENTS, least=1)
+    _refuse_impossible((*shaped.graph.value_info, *shaped.graph.output), _MOST_ELEMENTS, least=0)
+    return shaped
 
 
 def _set_or_name(
@@ -116,6 +123,17 @@ def _refuse_free(inputs: Iterable[onnx.ValueInfoProto]) -> None:
             where="model",
             do="declare the input's `shape` in the recipe's export section: `inputs`",
         )
+
+
+def _refuse_impossible(values: Iterable[onnx.ValueInfoProto], most: int, least: int) -> None:
+    for value in values:
+        shape = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value")]
+        if min(shape, default=least) < least or prod(shape) > most:
+            raise ModelError(
+                f"`{value.name}` has shape {shape}: {least} to {most:,} elements are possible",
+                where="model",
+                do="correct the shape; the file may be damaged",
+            )
 
 
 def _resolve(

@@ -1,9 +1,12 @@
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from onnxq.export.clean import REWRITES, clean, cleaning
+from onnxq.errors import ExportError, UsageError
+from onnxq.export.clean import REWRITES, TARGET_REWRITES, clean, cleaning
+from onnxq.target import load_target, target_names
 
 from .networks import graph, operators, random
 
@@ -40,6 +43,59 @@ def test_the_canonical_form_computes_the_same_with_fewer_nodes():
     assert operators(cleaned) == ["Conv", "Relu", "GlobalAveragePool", "Flatten", "Mul"]
     assert_same(model, cleaned, x=random(1, 3, 6, 6))
     assert steps[1] == "made GlobalAveragePool of 1 ReduceMean"
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("d = Dropout(x)\ny = Relu(d)", ["Relu"]),
+        ("d, m = Dropout(x, share)\ny = Relu(d)", ["Relu"]),
+        ("d = Dropout(x, share, no)\ny = Relu(d)", ["Relu"]),
+        ("y = Dropout(x, share, no)", ["Identity"]),
+        ("d = Dropout(x, share, yes)\ny = Relu(d)", ["Dropout", "Relu"]),
+    ],
+)
+def test_a_dropout_is_dropped_unless_it_trains(body, left):
+    known = {"share": np.float32(0.5), "no": np.array(False), "yes": np.array(True)}
+    used = {name: np.array(value) for name, value in known.items() if name in body}
+    model = graph(f"g (float[4] x) => (float[4] y) {{ {body} }}", **used)
+    cleaned, _ = clean(model)
+    assert operators(cleaned) == left
+    if "yes" not in body:
+        assert_same(model, cleaned, x=random(4))
+
+
+def test_a_rewrite_that_there_is_not_is_corrected():
+    with pytest.raises(UsageError, match="did you mean `conv1d to conv2d`"):
+        clean(small(), rewrites=("conv1d to conv3d",))
+
+
+def test_two_rewrites_that_undo_each_other_are_found_out(monkeypatch):
+    def swap(graph_: ir.Model) -> int:
+        """Relu → Abs, or Abs → Relu: one at a time, for ever."""
+        found = [node for node in graph_.graph if node.op_type == "Relu"]
+        for node in found:
+            node.op_type = "Abs"
+        return len(found)
+
+    def back(graph_: ir.Model) -> int:
+        found = [node for node in graph_.graph if node.op_type == "Abs"]
+        for node in found:
+            node.op_type = "Relu"
+        return len(found)
+
+    monkeypatch.setitem(TARGET_REWRITES, "swap", ("swapped {}", swap))
+    monkeypatch.setitem(TARGET_REWRITES, "back", ("put back {}", back))
+    with pytest.raises(ExportError, match="every one of 8 rounds"):
+        clean(small(), rewrites=("swap", "back"))
+
+
+def test_a_constant_output_of_another_shape_than_declared_is_an_error_of_ours():
+    model = graph(
+        "g (float[2] x) => (float[2] y, float[7] z) { y = Relu(x)\nz = Add(a, a) }", a=random(3)
+    )
+    with pytest.raises(ExportError, match="contradict"):
+        clean(model)
 
 
 def test_names_are_short_and_say_what_makes_the_tensor():
@@ -213,7 +269,14 @@ def test_every_step_leaves_a_graph_that_computes_the_same():
 
 
 def test_every_rewrite_counts_in_its_line():
-    assert all(line.count("{}") == 1 for line in REWRITES)
+    wanted = [line for line, _ in TARGET_REWRITES.values()]
+    assert all(line.count("{}") == 1 for line in (*REWRITES, *wanted))
+
+
+def test_every_rewrite_that_a_target_wants_is_one():
+    for name in target_names():
+        assert set(load_target(name).rewrites) <= set(TARGET_REWRITES)
+    assert "conv1d to conv2d" in load_target("stm32n6").rewrites
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("float", ["Mul"]), ("int32", ["Cast", "Mul"])])

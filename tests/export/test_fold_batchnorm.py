@@ -14,6 +14,7 @@ from onnxq.export.clean import clean
 from onnxq.export.rewrites.fold_batchnorm import fold_batchnorm
 from onnxq.runtime import Session
 
+from .growing import assert_same_function
 from .networks import graph, operators, random, randomized
 
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -151,6 +152,17 @@ def test_a_norm_in_training_mode_is_left_alone():
     assert fold_batchnorm(ir.from_proto(model)) == 0
 
 
+def test_a_norm_of_a_negative_variance_gives_nan_and_is_not_folded():
+    norms = NORM | {"v": np.array([1, -1, 1], np.float32)}
+    model = graph(
+        "g (float[1,2] x) => (float[1,3] y) { h = Gemm(x, w)\n"
+        "y = BatchNormalization(h, s, b, m, v) }",
+        w=random(2, 3),
+        **norms,
+    )
+    assert fold_batchnorm(ir.from_proto(model)) == 0
+
+
 def test_a_huge_norm_of_a_tiny_variance_stays_exact():
     norm = nn.BatchNorm1d(4)
     network = randomized(nn.Sequential(nn.Linear(3, 4), norm))
@@ -166,3 +178,95 @@ def test_a_huge_norm_of_a_tiny_variance_stays_exact():
     got = ReferenceEvaluator(clean(model)[0]).run(None, {"x": x})[0]
     expected = network.double()(torch.from_numpy(x).double()).detach().numpy()
     np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+NORM_TEXT = "n = BatchNormalization(x, s, b, m, v)\n"
+
+
+def norm_of(channels: int, shift: bool = True) -> dict[str, np.ndarray]:
+    nothing = np.zeros(channels, np.float32)
+    return {
+        "s": random(channels, seed=5),
+        "b": random(channels, seed=6) if shift else nothing,
+        "m": random(channels, seed=7) if shift else nothing,
+        "v": np.abs(random(channels, seed=8)) + 0.5,
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    groups=st.sampled_from([1, 2]),
+    padding=st.integers(0, 1),
+    shift=st.booleans(),
+    bias=st.booleans(),
+    kernel=st.sampled_from([1, 3]),
+)
+def test_a_norm_before_a_convolution_is_folded_where_no_padding_is_shifted(
+    groups, padding, shift, bias, kernel
+):
+    made = 6 + 2 * padding - kernel + 1
+    constants = {"w": random(6, 4 // groups, kernel, kernel)} | ({"c": random(6)} if bias else {})
+    model = graph(
+        f"g (float[1,4,6,6] x) => (float[1,6,{made},{made}] y) {{ {NORM_TEXT}"
+        f"y = Conv<group: int = {groups}, pads = [{padding}, {padding}, {padding}, {padding}]>"
+        f"(n, w{', c' if bias else ''}) }}",
+        **constants,
+        **norm_of(4, shift),
+    )
+    cleaned, _ = clean(model)
+    assert ("BatchNormalization" in operators(cleaned)) is (padding == 1 and shift)
+    assert_same_function(model, cleaned)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_norm_before_a_transposed_convolution_is_folded_where_it_shifts_all_alike(
+    kernel, shift, groups
+):
+    made = 4 + kernel - 1
+    model = graph(
+        f"g (float[1,4,4,4] x) => (float[1,{3 * groups},{made},{made}] y) {{ {NORM_TEXT}"
+        f"y = ConvTranspose<group: int = {groups}>(n, w) }}",
+        w=random(4, 3, kernel, kernel),
+        **norm_of(4, shift),
+    )
+    cleaned, _ = clean(model)
+    assert ("BatchNormalization" in operators(cleaned)) is (kernel == 3 and shift)
+    assert_same_function(model, cleaned)
+
+
+@pytest.mark.parametrize(
+    "call", ["Gemm<transB: int = 1, alpha = 0.5, beta = 2.0>(n, w, c)", "MatMul(n, w)"]
+)
+def test_a_norm_before_a_linear_layer_is_always_folded(call):
+    transposed = "transB" in call
+    constants = {"c": random(5, seed=1)} if "c)" in call else {}
+    model = graph(
+        f"g (float[3,4] x) => (float[3,5] y) {{ {NORM_TEXT}y = {call} }}",
+        w=random(5, 4) if transposed else random(4, 5),
+        **constants,
+        **norm_of(4),
+    )
+    cleaned, _ = clean(model)
+    assert operators(cleaned) == ["Gemm"]
+    assert_same_function(model, cleaned)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "r = Relu(n)\ny = Conv(r, w)",
+        "r = Relu(n)\na = Conv(n, w)\ny = Add(a, r)",
+        "y = Conv(w4, n)",
+    ],
+)
+def test_a_norm_that_others_read_or_that_is_no_layers_data_stays(body):
+    shape, constants = [1, 4, 1, 1], {"w": random(4, 4, 1, 1)}
+    if "w4" in body:
+        shape, constants = [4, 4, 1, 1], {"w4": random(1, 4, 1, 1)}
+    made = [1, 4, 1, 1]
+    model = graph(
+        f"g (float{shape} x) => (float{made} y) {{ {NORM_TEXT}{body} }}", **constants, **norm_of(4)
+    )
+    assert fold_batchnorm(ir.from_proto(model)) == 0

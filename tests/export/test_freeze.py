@@ -1,3 +1,4 @@
+import numpy as np
 import onnx
 import pytest
 
@@ -54,6 +55,26 @@ def test_a_graph_inside_a_node_is_refused_with_the_nodes_name():
     )
     with pytest.raises(ModelError, match=r"`branch` \(If\)"):
         refuse_subgraphs(model, "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("dims", "words"),
+    [("[1,0]", r"\[1, 0\]"), ("[1,2147483648]", "elements are possible")],
+)
+def test_an_input_of_no_or_of_too_many_elements_is_refused(dims, words):
+    model = graph(f"g (float{dims} x) => (float{dims} y) {{ y = Relu(x) }}")
+    with pytest.raises(ModelError, match=words):
+        freeze(model, (), "one")
+
+
+def test_a_value_that_no_memory_holds_is_refused_before_it_is_computed():
+    model = graph(
+        "g (float[1,1] x) => (float[1] y) { a = Expand(x, s)\ny = ReduceMax<keepdims = 0>(a) }",
+        s=np.array([2**20, 2**20]),
+    )
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    with pytest.raises(ModelError, match="1048576, 1048576"):
+        freeze(model, (), "one")
 
 
 def test_a_half_precision_graph_is_refused_by_name():

@@ -166,7 +166,10 @@ def _affine_of(norm: ir.Node) -> tuple[Channels, Channels] | None:
     )
     if scale is None or shift is None or mean is None or variance is None:
         return None
-    factor = scale / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+    spread = variance + norm.attributes.get_float("epsilon", 1e-5)
+    if not (spread > 0).all():
+        return None  # it gives NaN, and is found by those who look for it
+    factor = scale / np.sqrt(spread)
     return factor, shift - factor * mean
 
 
