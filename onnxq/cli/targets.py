@@ -219,7 +219,7 @@ def check(model: Path, target: str, waive: tuple[str, ...], screen: Screen) -> i
     findings = hazards(proto, profile) if prediction.of == "quantized" else ()
     broken = [r for r in results if r.severity == "error" and r.waived is None]
     _say_rules(results, profile, screen)
-    _say_prediction(prediction, screen)
+    _say_prediction(prediction, profile, screen)
     _say_hazards(findings, screen)
     code = EXIT_WORSE if broken else EXIT_PASSED
     ids = dict.fromkeys(result.rule for result in broken)
@@ -275,7 +275,7 @@ def _say_rules(results: Sequence[RuleResult], target: Target, screen: Screen) ->
         screen.say(f"    {first.evidence}: {first.source}", style="dim")
 
 
-def _say_prediction(prediction: Prediction, screen: Screen) -> None:
+def _say_prediction(prediction: Prediction, target: Target, screen: Screen) -> None:
     state = "as it is" if prediction.of == "quantized" else "as it would be once quantized"
     tool = prediction.tool_version or "of this profile"
     screen.say(f"Prediction, not measured ({tool}): the graph {state}", style="bold")
@@ -283,10 +283,18 @@ def _say_prediction(prediction: Prediction, screen: Screen) -> None:
     for line in prediction.shares:
         table.add_row(line.runs, str(line.nodes), f"{line.macs:,}", f"{line.share:.1%}")
     screen.text.print(table)
-    elsewhere = [n for n in prediction.nodes if n.runs not in ("hardware", "folded") and n.why]
+    at_best = {entry.op: entry.when for entry in target.operators}
+    good = {"hardware", "folded", "software integer" if target.judged_as == "runtime" else ""}
+    elsewhere = [
+        node
+        for node in prediction.nodes
+        if node.runs not in good or node.why not in ("", at_best.get(node.op_type))
+    ]
     lines: dict[str, list[str]] = {}
     for node in elsewhere:
-        lines.setdefault(f"{node.runs}: {node.why}", []).append(f"{node.op_type} `{node.node}`")
+        lines.setdefault(": ".join(filter(None, (node.runs, node.why))), []).append(
+            f"{node.op_type} `{node.node}`"
+        )
     for why, nodes in lines.items():
         more = f" and {len(nodes) - _PLACES_SHOWN} more" if len(nodes) > _PLACES_SHOWN else ""
         screen.say(f"  {', '.join(nodes[:_PLACES_SHOWN])}{more}: {why}")

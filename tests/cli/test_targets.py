@@ -122,6 +122,13 @@ def test_a_quantized_file_is_judged_by_all_rules_and_its_hazards_are_told(shell,
     assert shell("check", model, "--target", "ort-x86")[0] == 0
 
 
+def test_only_nodes_that_do_not_run_at_their_best_are_listed(shell, tmp_path):
+    out = shell("check", net(tmp_path), "--target", "ort-x86")[1]
+    assert "Conv" not in out
+    softmax = saved(tmp_path, QDQ, s=np.float32(0.1), z=np.int8(0))
+    assert "Softmax `n2`: software integer" in shell("check", softmax, "--target", "stm32n6")[1]
+
+
 def test_a_target_of_ones_own_is_named_by_its_path(shell, tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("extends: stm32n6\ntitle: mine\nvalue_rank: 3\n", encoding="utf-8")

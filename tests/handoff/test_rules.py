@@ -56,6 +56,8 @@ CONSTANTS = {
     "low": np.float32(0),
     "high": np.float32(6),
     "int0": np.int64(0),
+    "wide": np.int16(0),
+    "wide4": np.ones((4, 4), np.int16),
     "shape4": np.array([1, 4, 4, 4], np.int64),
 }
 
@@ -344,6 +346,31 @@ UNSIGNED_END = " yq = QuantizeLinear(r, s, u) y = DequantizeLinear(yq, s, u)"
 
 def unsigned(operator, **options):
     return graph(UNSIGNED + operator + UNSIGNED_END, **options)
+
+
+BROKEN_FOR_ONNXRUNTIME = {
+    "activation-type": graph(
+        "q = QuantizeLinear(x, s, wide) y = DequantizeLinear(q, s, wide)", opset=21
+    ),
+    "activation-per-tensor": graph(
+        "q = QuantizeLinear<axis=1>(x, ss) y = DequantizeLinear<axis=1>(q, ss)"
+    ),
+    "weight-type": unsigned("wd = DequantizeLinear(wide4, s) r = MatMul(xd, wd)", opset=21),
+    "weight-zero-point": unsigned("wd = DequantizeLinear(w, s, z) r = Conv(xd, wd)"),
+    "bias": unsigned(WEIGHT + "bd = DequantizeLinear<axis=0>(b32, ss) r = Conv(xd, wd, bd)"),
+    "opset": unsigned("r = Sigmoid(xd)", opset=12),
+    "opset-tested": unsigned("r = Sigmoid(xd)", opset=22),
+    "random-op": CASES["random-op"][0],
+    "subgraph": CASES["subgraph"][0],
+}
+
+
+@pytest.mark.parametrize("name", [name for name in target_names() if name.startswith("ort")])
+@pytest.mark.parametrize("rule", BROKEN_FOR_ONNXRUNTIME)
+def test_a_rule_of_onnxruntime_is_broken_and_kept(rule, name):
+    target = load_target(name)
+    assert rule in broken(BROKEN_FOR_ONNXRUNTIME[rule], target)
+    assert broken(unsigned(CONV), target) == set()
 
 
 @pytest.mark.parametrize("name", ["ort-x86", "ort-arm64"])
