@@ -60,12 +60,10 @@ class Runner:
         self._steps = _json(pipeline)["steps"] if pipeline.is_file() else None
 
     def run(self, inputs: Mapping[str, Array], *, any_domain: bool = False) -> dict[str, Array]:
-        """All outputs for one sample. Raises ContractError for what the model may not be fed."""
-        missing = self.contract.inputs.keys() - inputs.keys()
-        if missing:
-            raise ContractError(f"no array for the input `{min(missing)}`")
-        fed = {n: self.contract.check(n, inputs[n], any_domain=any_domain)
-               for n in self.contract.inputs}  # fmt: skip
+        """All outputs for one sample. Raises KeyError for a missing input, ContractError for what
+        the model may not be fed."""
+        check = self.contract.check
+        fed = {n: check(n, inputs[n], any_domain=any_domain) for n in self.contract.inputs}
         if self._steps is None:
             return self.run_part("", fed)
         from routing import run_steps
@@ -98,7 +96,12 @@ def rows(arrays: Mapping[str, Array], shapes: Mapping[str, list[Any]]) -> list[d
         else:
             single = array.ndim == 0 or shapes[name][0] != 1
             cut[name] = [array] if single else [array[i : i + 1] for i in range(len(array))]
+    missing = shapes.keys() - cut.keys()
+    if missing:
+        raise ContractError(f"no array for the input `{min(missing)}`")
     counts = {name: len(samples) for name, samples in cut.items()}
+    if 0 in counts.values():
+        raise ContractError(f"holds no sample: {counts}")
     if len(set(counts.values())) > 1:
         raise ContractError(f"numbers of samples differ: {counts}")
     return [dict(zip(cut, row, strict=True)) for row in zip(*cut.values(), strict=True)]
@@ -130,7 +133,7 @@ def main() -> int:
     try:
         runner = Runner(Path(__file__).resolve().parent, threads=given.threads)
         shapes = {name: facts["shape"] for name, facts in runner.contract.inputs.items()}
-        samples = rows(_read(given.inputs, shapes), shapes) or [{}]
+        samples = rows(_read(given.inputs, shapes), shapes)
         results = [runner.run(row, any_domain=given.any_domain) for row in samples]
         with zipfile.ZipFile(given.output, "w") as archive:  # savez takes not every name
             for name in results[0]:
