@@ -18,10 +18,11 @@ from onnxq.handoff.reference.rounding import ROUNDINGS
 from onnxq.handoff.reference.windows import attribute
 from onnxq.handoff.subject import DEQUANTIZE
 
-__all__ = ["Cause", "causes", "roundings"]
+__all__ = ["ONE_STEP", "Cause", "causes", "off_exact", "roundings"]
 
 Array = Shaped[np.ndarray, "..."]
 Integers = Int64[np.ndarray, "..."]
+ONE_STEP = 1 + 1e-6
 ENOUGH = 0.9  # share of elements that a named cause must give exactly; the others by one step
 FOR_A_SHIFT, FOR_A_SCALE, FOR_BOTH = 4, 10, 20  # elements without which a fit says nothing
 BYTE = 255.0
@@ -61,6 +62,15 @@ class _Suspect:
         return computed.integers.astype(np.int64)
 
 
+def off_exact(layer: Layer, got: Integers, right: Computed) -> float:
+    """How many steps the integers are, at most, from the exact values on the layer's grid.
+
+    Up to one step is rounding, in whatever direction.
+    """
+    exact = np.clip(right.exact, layer.grid.type.qmin, layer.grid.type.qmax)
+    return float(np.abs(got - exact).max(initial=0))
+
+
 def roundings(
     known: KnownLayers, layer: Layer, given: Mapping[str, Array], got: Integers
 ) -> tuple[str, ...]:
@@ -89,10 +99,12 @@ def roundings(
 def causes(
     known: KnownLayers, layer: Layer, given: Mapping[str, Array], got: Integers, right: Computed
 ) -> tuple[Cause, ...]:
-    """The causes that reproduce ``got``, the most exact first.
+    """The causes that reproduce ``got`` best; more than one if they cannot be told apart.
 
     ``given`` are the integers that the layer was computed of, ``right`` what it should be. A cause
-    reproduces a layer if it gives 9 elements of 10 exactly and all others within one step.
+    reproduces a layer if it gives 9 elements of 10 exactly and all others within one step. A scale
+    or zero point is only fitted to what no rounding explains: a scale that a device holds in fewer
+    bits is no fault.
     """
     suspect = _Suspect(known, layer, given, got, right)
     found = []
@@ -112,7 +124,8 @@ def _predictions(suspect: _Suspect) -> Iterator[tuple[str, Integers]]:
     for edit in (_no_bias, _one_weight_scale, _zero_padding, _no_cut, _raw_input):
         yield from edit(suspect)
     yield from _of_what_is_read(suspect)
-    yield from _of_the_grid(suspect)
+    if off_exact(suspect.layer, suspect.got, suspect.right) > ONE_STEP:
+        yield from _of_the_grid(suspect)
 
 
 # --- the integers themselves --------------------------------------------------------------------

@@ -9,7 +9,7 @@ from jaxtyping import Int64, Shaped
 
 from onnxq.errors import ModelError
 from onnxq.handoff.dump import Dump, KnownLayers
-from onnxq.handoff.dump_causes import causes, roundings
+from onnxq.handoff.dump_causes import ONE_STEP, causes, off_exact, roundings
 from onnxq.handoff.reference.evaluate import Reference
 from onnxq.handoff.reference.network import Layer
 
@@ -17,7 +17,6 @@ __all__ = ["Departure", "compare_layers"]
 
 Array = Shaped[np.ndarray, "..."]
 LayerVerdict = Literal["equal", "follows", "rounding", "departs"]
-ONE_STEP = 1 + 1e-6
 SUSPICIOUS = 0.02  # share of elements beyond which one step is looked at as a fault would be
 
 
@@ -98,8 +97,7 @@ def _judged(
     right = reference.layer(layer.name, known.inputs, given)
     own = np.abs(got - right.integers)
     share = float((own > 0).mean())
-    ends = layer.grid.type.qmin, layer.grid.type.qmax
-    off = float(np.abs(got - np.clip(right.exact, *ends)).max())
+    off = off_exact(layer, got, right)
     verdict: LayerVerdict = "rounding" if off <= ONE_STEP else "departs"
     says: list[str] = []
     if not own.any():

@@ -1,6 +1,8 @@
 """Dumps of devices: how they are read, and what faults planted in them are called."""
 
 import math
+import shutil
+import subprocess
 
 import numpy as np
 import onnx
@@ -23,6 +25,7 @@ from handoff.runtime_integers import normal, quantized
 from onnxq.errors import DataError, StaleRecordError, StoreError
 from onnxq.handoff.dump import known_layers, read_dump
 from onnxq.handoff.dump_compare import compare_layers
+from onnxq.handoff.reference.evaluate import Reference
 from onnxq.samples import Samples
 
 TENSORS = ["image", "r", "p", "c", "s", "g", "f", "scores"]
@@ -232,6 +235,59 @@ def exact_convolution(known, layers):
     return sums + (b * bs).reshape(1, -1, 1, 1)
 
 
+KERNEL = """#include <stdint.h>
+#include <stdio.h>
+static int32_t requantized(int32_t value, int32_t multiplier, int shift) {
+    int32_t high = (int32_t)(((int64_t)value * multiplier + (1LL << 30)) >> 31);
+    int32_t mask = (int32_t)((1LL << shift) - 1), rest = high & mask;
+    return (high >> shift) + (rest > (mask >> 1) + (high < 0 ? 1 : 0) ? 1 : 0);
+}
+int main(void) {
+    int channels, inputs, places, zero, point;
+    if (scanf("%d %d %d %d %d", &channels, &inputs, &places, &zero, &point) != 5) return 2;
+    static int x[1024], w[64];
+    for (int k = 0; k < inputs * places; k++) if (scanf("%d", x + k) != 1) return 2;
+    for (int c = 0; c < channels; c++) {
+        int bias, multiplier, shift;
+        if (scanf("%d %d %d", &bias, &multiplier, &shift) != 3) return 2;
+        for (int i = 0; i < inputs; i++) if (scanf("%d", w + i) != 1) return 2;
+        for (int p = 0; p < places; p++) {
+            int32_t sum = bias;
+            for (int i = 0; i < inputs; i++) sum += w[i] * (x[i * places + p] - zero);
+            int32_t q = requantized(sum, multiplier, shift) + point;
+            printf("%d ", q < -128 ? -128 : q > 127 ? 127 : q);
+        }
+    }
+    return 0;
+}"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_a_fixed_point_kernel_in_c_is_equal_or_rounds(bundle, right, tmp_path):
+    """The kernel of a microcontroller: 32-bit sums, a 31-bit multiplier and a shift a channel."""
+    known = known_layers(bundle)
+    weight, bias = (maker_of(known.model, name) for name in node_of(known.model, "n3").input[1:])
+    integers = constant(known.model, weight.input[0]).reshape(5, 6)
+    biases = constant(known.model, bias.input[0])
+    before, after = known.layers[2].grid, known.layers[3].grid
+    factors = constant(known.model, weight.input[1]).astype(float) * before.scale / after.scale
+    mantissas, exponents = np.frexp(factors)
+    words = [5, 6, 16, before.zero_point, after.zero_point, *right["p"].reshape(-1)]
+    for row, one, part, shift in zip(integers, biases, mantissas, exponents, strict=True):
+        words += [one, round(float(part) * 2**31), -shift, *row]
+    (tmp_path / "k.c").write_text(KERNEL)
+    subprocess.run(["gcc", "-O1", "k.c", "-o", "k"], cwd=tmp_path, check=True, timeout=60)
+    told = subprocess.run(
+        [tmp_path / "k"], input=" ".join(map(str, words)), capture_output=True, text=True,
+        check=True, timeout=60,
+    )  # fmt: skip
+    got = np.array(told.stdout.split(), int).reshape(1, 5, 4, 4)
+    found = compared(bundle, right | {"c": got}, tmp_path)["c"]
+    assert found.verdict in ("equal", "rounding")
+    fixed = Reference(known.model, "gemmlowp").layer("c", known.inputs, known.integers)
+    np.testing.assert_array_equal(got, fixed.integers)
+
+
 # --- planted faults -----------------------------------------------------------------------------
 
 
@@ -264,17 +320,18 @@ def test_a_zero_point_that_is_not_subtracted_is_named(bundle, tmp_path):
     assert "a zero point of its input that is not subtracted (`n3`)" in found.says[0]
 
 
-def test_a_shifted_zero_point_is_named(bundle, right, tmp_path):
+@pytest.mark.parametrize("shift", [1, 3, -40])
+def test_a_shifted_zero_point_is_named(bundle, tmp_path, shift):
     known = known_layers(bundle)
 
     def edit(model):
         quantizer = quantizer_of(model, known, "s")
-        with_constant(model, quantizer, 2, constant(model, quantizer.input[2]) + np.int8(3))
+        with_constant(model, quantizer, 2, constant(model, quantizer.input[2]) + np.int8(shift))
 
     found = first(compared(bundle, device(bundle, edit), tmp_path))
     point = known.layers[4].grid.zero_point
     assert found.layer.name == "s"
-    assert f"a zero point of {point + 3} instead of {point}" in found.says[0]
+    assert f"a zero point of {point + shift} instead of {point}" in found.says[0]
 
 
 def test_another_scale_is_named_with_its_value(bundle, tmp_path):
