@@ -147,9 +147,10 @@ def _in_c(contents: Contents) -> list[str]:
         return []
     where = "In the folder of each part " if contents.parts else ""
     return [
-        f"## In C\n\n{where}`contract.h` (C99, no library but `libm`) holds shapes, scales and zero points, and functions that "
-        "quantize and dequantize; `known_answers.h` the known answers as arrays. `self_test.c` "
-        "judges these functions, or your own in their place: its first lines say how.\n\n"
+        f"## In C\n\n{where}`contract.h` (C99, no library but `libm`) holds shapes, "
+        "scales and zero points, and functions that quantize and dequantize; `known_answers.h` the "
+        "known answers as arrays. `self_test.c` judges these functions, or your own in their "
+        "place: its first lines say how.\n\n"
         "```sh\n" + "\n".join(lines) + "\n```"
     ]
 
