@@ -5,12 +5,13 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import onnx
@@ -22,12 +23,12 @@ from onnxq.errors import RuntimeFailureError
 __all__ = [
     "NodeTimes",
     "Optimization",
-    "Profile",
     "Session",
     "executed_operators",
     "give_back_memory",
     "in_parallel",
-    "profiles",
+    "latencies",
+    "profile",
     "with_outputs",
 ]
 
@@ -197,58 +198,63 @@ class NodeTimes:
     microseconds: Float[np.ndarray, " runs"]
 
 
-@dataclass(frozen=True)
-class Profile:
-    """How long the nodes of the executed graph took, and each run as a whole, in microseconds."""
+def profile(
+    path: Path, config: Mapping[str, str], rows: Sequence[Mapping[str, Array]], rounds: int
+) -> tuple[NodeTimes, ...]:
+    """ONNX Runtime's own profile of the nodes that it executes, with full optimization.
 
-    nodes: tuple[NodeTimes, ...]
-    microseconds: Float[np.ndarray, " runs"]
-
-
-def profiles(
-    files: Sequence[tuple[Path, Mapping[str, str]]],
-    rows: Sequence[Mapping[str, Array]],
-    rounds: int,
-) -> tuple[Profile, ...]:
-    """ONNX Runtime's own profile of each file under its configuration, with full optimization.
-
-    One thread. After one round that is not counted every row is run ``rounds`` times; the files
-    take turns, so that a change of the machine's speed meets all of them.
+    One thread; after one round that is not counted every row is run ``rounds`` times.
     Raises RuntimeFailureError.
     """
     with tempfile.TemporaryDirectory() as folder:
-        sessions = []
-        for number, (path, config) in enumerate(files):
-            options = _full(config)
-            options.intra_op_num_threads = 1
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / str(number))
-            sessions.append(_opened(path, options))
-        for _ in range(rounds + 1):
-            for row in rows:
-                for session, (path, _) in zip(sessions, files, strict=True):
-                    try:
-                        session.run(None, dict(row))
-                    except Exception as fault:  # see above
-                        raise RuntimeFailureError(_first_line(fault), where=path.name) from fault
-        return tuple(
-            _profile(json.loads(Path(session.end_profiling()).read_text()), len(rows))
-            for session in sessions
-        )
-
-
-def _profile(events: Sequence[Mapping[str, Any]], warm: int) -> Profile:
-    """What the runtime wrote down, but for the first ``warm`` runs."""
-    runs = [event["dur"] for event in events if event["name"] == "model_run"]
+        options = _full(config)
+        options.intra_op_num_threads = 1
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = _opened(path, options)
+        for row in (*rows, *list(rows) * rounds):
+            _run(session, row, path)
+        events = json.loads(Path(session.end_profiling()).read_text())
     nodes: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
             name = event["name"].removesuffix(_KERNEL)
             nodes[name, event["args"]["op_name"]].append(event["dur"])
-    return Profile(
-        tuple(NodeTimes(*key, np.array(times[warm:], float)) for key, times in nodes.items()),
-        np.array(runs[warm:], float),
+    return tuple(
+        NodeTimes(*key, np.array(times[len(rows) :], float)) for key, times in nodes.items()
     )
+
+
+def latencies(
+    files: Sequence[tuple[Path, Mapping[str, str]]],
+    rows: Sequence[Mapping[str, Array]],
+    rounds: int,
+) -> Float[np.ndarray, "files runs"]:
+    """Seconds of every run of each file under its configuration, with full optimization.
+
+    One thread; after one round that is not counted every row is run ``rounds`` times. The files
+    take turns, so that a change of the machine's speed meets all of them: their ratios are worth
+    more than the seconds. Raises RuntimeFailureError.
+    """
+    sessions = []
+    for path, config in files:
+        options = _full(config)
+        options.intra_op_num_threads = 1
+        sessions.append(_opened(path, options))
+    seconds = []
+    for row in (*rows, *list(rows) * rounds):
+        for session, (path, _) in zip(sessions, files, strict=True):
+            start = time.perf_counter()
+            _run(session, row, path)
+            seconds.append(time.perf_counter() - start)
+    return np.array(seconds, float).reshape(-1, len(files)).T[:, len(rows) :]
+
+
+def _run(session: ort.InferenceSession, row: Mapping[str, Array], path: Path) -> None:
+    try:
+        session.run(None, dict(row))
+    except Exception as fault:  # see above
+        raise RuntimeFailureError(_first_line(fault), where=path.name) from fault
 
 
 def _full(config: Mapping[str, str] | None) -> ort.SessionOptions:

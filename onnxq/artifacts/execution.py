@@ -91,8 +91,9 @@ class TimeLedger(Record):
     """Where the time goes, in shares of the whole; medians over ``runs``, one thread.
 
     ``to_unfused`` is the time of a run over that of the same file with fusion switched off
-    (``session.disable_quant_qdq=1``); ``to_float`` over that of its FP32 twin, the file with its Q
-    and DQ taken out.
+    (``session.disable_quant_qdq=1``); ``to_float`` over that of the FP32 model, or if
+    ``float_is_twin`` of the file with its Q and DQ taken out. Shares are the profiler's, ratios are
+    measured without it.
     """
 
     operators: tuple[OperatorTime, ...]
@@ -103,6 +104,7 @@ class TimeLedger(Record):
     layout: float
     to_unfused: float
     to_float: float
+    float_is_twin: bool
     runs: int
     made_up_data: bool
 

@@ -29,9 +29,10 @@ _SIGNED = "int8 activations on x86"
 @click.option(
     "--data", metavar="SOURCE", help="Samples to time and compare on (default: random numbers)."
 )
+@click.option("--fp32", type=path_type, help="The FP32 model, to compare its time with.")
 @click.option("--no-time", is_flag=True, help="Do not run the model.")
 @command_options
-def inspect(model: Path, target: str, data: str | None, no_time: bool, screen: Screen) -> int:
+def inspect(model: Path, target: str, screen: Screen, **options: Any) -> int:
     """Show what is integer in MODEL.onnx, what is float and why, and where the time goes.
 
     Of an FP32 model: which nodes would become integer on the target. Of a quantized one: what
@@ -62,8 +63,8 @@ def inspect(model: Path, target: str, data: str | None, no_time: bool, screen: S
     code = EXIT_PASSED
     if quantized:
         code = _of_file(model, graph, profile, facts, screen)
-        if not no_time:
-            _of_runs(model, profile, data, facts, screen)
+        if not options["no_time"]:
+            _of_runs(model, profile, options, facts, screen)
         _say_answer(model, facts, screen)
     else:
         facts |= _of_fp32(model, profile, screen)
@@ -148,7 +149,11 @@ def _remedies(model: Path, nodes: Sequence[NodeExecution]) -> list[str]:
 
 
 def _of_runs(
-    model: Path, target: Target, data: str | None, facts: dict[str, Any], screen: Screen
+    model: Path,
+    target: Target,
+    options: Mapping[str, Any],
+    facts: dict[str, Any],
+    screen: Screen,
 ) -> None:
     """Where the time goes, and what fusion changes. Without samples that could be run it is said
     that nothing was measured."""
@@ -159,16 +164,18 @@ def _of_runs(
     from onnxq.verify.profiling import time_ledger
 
     try:
-        samples = samples_in_range(model, data)
+        samples = samples_in_range(model, options["data"])
     except DataError as fault:
-        if data is not None:
+        if options["data"] is not None:
             raise
         screen.say(f"  time: not measured: {fault.what} → {fault.do}")
         facts["not_measured"] = fault.what
         return
     rows = runs_of(samples, values_of(load_model(model))[0])
     distance = compare_levels(model, rows, target.session_options)
-    time = time_ledger(model, rows, target.session_options, made_up_data=samples.made_up)
+    time = time_ledger(
+        model, rows, target.session_options, fp32=options["fp32"], made_up_data=samples.made_up
+    )
     _say_time(time, screen)
     _say_distance(distance, samples.name, screen)
     facts["time"] = time.model_dump(mode="json")
@@ -187,9 +194,10 @@ def _say_time(time: TimeLedger, screen: Screen) -> None:
     nodes = time.nodes[:_MOST_TIMES]
     listed = ", ".join(f"`{one.node}` ({one.executed_as}) {one.share:.0%}" for one in nodes)
     screen.say(f"    by node: {listed}")
+    other = "the file with its Q/DQ taken out" if time.float_is_twin else "the FP32 model"
     screen.say(
-        f"    {time.to_float:.2f}× its FP32 twin (Q/DQ taken out), {time.to_unfused:.2f}× the same "
-        f"file with fusion off; one thread, median of {time.runs} runs"
+        f"    {time.to_float:.2f}× the time of {other}, {time.to_unfused:.2f}× of the same file "
+        f"with fusion off; one thread, median of {time.runs} runs"
     )
 
 

@@ -32,12 +32,18 @@ CONSTANTS = {
 
 
 def write(
-    path: Path, body: str, kind: str = "uint8", *, opset: int = 18, shape: str = "1,4,8,8"
+    path: Path,
+    body: str,
+    kind: str = "uint8",
+    *,
+    opset: int = 18,
+    shape: str = "1,4,8,8",
+    gives: str = "float",
 ) -> Path:
     """The graph ``x`` → ``y``; ``z`` is the smallest integer of ``kind``, ``mid`` the
     middle one."""
     head = f'<ir_version: 10, opset_import: ["": {opset}]>\n'
-    model = onnx.parser.parse_model(f"{head}g (float[{shape}] x) => (float[?] y) {{\n{body}}}")
+    model = onnx.parser.parse_model(f"{head}g (float[{shape}] x) => ({gives}[?] y) {{\n{body}}}")
     limits = np.iinfo(kind)
     low = np.array(limits.min, kind)
     middle = np.array((limits.min + limits.max + 1) // 2, kind)
