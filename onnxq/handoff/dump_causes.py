@@ -102,16 +102,18 @@ def causes(
     """The causes that reproduce ``got`` best; more than one if they cannot be told apart.
 
     ``given`` are the integers that the layer was computed of, ``right`` what it should be. A cause
-    reproduces a layer if it gives 9 elements of 10 exactly and all others within one step. A scale
-    or zero point is only fitted to what no rounding explains: a scale that a device holds in fewer
-    bits is no fault.
+    reproduces a layer if it gives 9 elements of 10 exactly, also of those that are wrong, and all
+    others within one step. A scale or zero point is only fitted to what no rounding explains: a
+    scale that a device holds in fewer bits is no fault.
     """
     suspect = _Suspect(known, layer, given, got, right)
+    wrong = got != right.integers
     found = []
     for says, predicted in _predictions(suspect):
         away = np.abs(predicted - got)
         equal = float((away == 0).mean())
-        if away.max(initial=0) <= 1 and equal >= ENOUGH:
+        explained = float((away[wrong] == 0).mean())
+        if away.max(initial=0) <= 1 and min(equal, explained) >= ENOUGH:
             found.append(Cause(says, equal))
     best = max((cause.equal for cause in found), default=0.0)
     return tuple(cause for cause in found if cause.equal >= best)

@@ -1,7 +1,7 @@
 """The first layer of a device that departs from the bundle's, and whether that is rounding."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -71,6 +71,10 @@ def compare_layers(known: KnownLayers, dump: Dump) -> Iterator[Departure]:
             found = _judged(known, reference, layer, given, got, searching)
         if found.verdict != "equal":
             touched.add(layer.name)
+        unseen = [f"`{name}`" for name in layer.sources if name not in dump.integers]
+        if found.verdict == "departs" and unseen:
+            warning = f"it may have begun before, in {', '.join(unseen)}: not in the dump"
+            found = replace(found, says=(*found.says, warning))
         searching = searching and found.verdict != "departs"
         given[layer.name] = got
         yield found
@@ -104,18 +108,14 @@ def _judged(
         verdict = "follows"
     elif searching and (verdict == "departs" or share > SUSPICIOUS):
         says += [f"exactly {name}" for name in roundings(known, layer, given, got)]
-        if not says:
+        if says:
+            verdict = "rounding"
+        else:
             found = causes(known, layer, given, got, right)
             exact = any(cause.equal == 1 for cause in found)
             verdict = "departs" if verdict == "departs" or exact else verdict
             if verdict == "departs":
                 says += [f"looks like {cause.says} ({cause.equal:.1%} exactly)" for cause in found]
-    unseen = [source for source in layer.sources if source not in given]
-    if verdict == "departs" and unseen:
-        says.append(
-            f"the dump does not hold {', '.join(f'`{name}`' for name in unseen)} before it: the "
-            "departure may have begun there"
-        )
     return Departure(
         layer, verdict, int(away.max()), float((away > 0).mean()), int(own.max()), share,
         tuple(says), got,
