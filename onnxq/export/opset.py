@@ -86,7 +86,9 @@ def _downgrade(
         value = onnx.helper.get_attribute_value(attribute)
         if not default.type or value != onnx.helper.get_attribute_value(default):
             what = f"`{attribute.name}` of {node.op_type} (`{node.name}`)"
-            raise _failure(present, opset, f"{what} is new in {new.since_version}")
+            raise _failure(
+                present, opset, f"{what} is new in {_since(node, attribute.name, opset)}"
+            )
         _drop(node, attribute.name)
     if len(node.input) > old.max_input:
         raise _failure(
@@ -94,6 +96,14 @@ def _downgrade(
             opset,
             f"{node.op_type} (`{node.name}`) took fewer inputs before opset {new.since_version}",
         )
+
+
+def _since(node: onnx.NodeProto, attribute: str, known: int) -> int:
+    """The first opset after ``known`` whose operator has the attribute."""
+    version = known
+    while attribute not in onnx.defs.get_schema(node.op_type, version).attributes:
+        version += 1
+    return version
 
 
 def _axes_to_attribute(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> None:

@@ -179,6 +179,8 @@ def linear(g: Growing, v: str) -> str | None:
 
 def activation(g: Growing, v: str) -> str:
     op = g.pick(["Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSwish", "Abs"])
+    if op == "HardSwish" and g.opset < 14:
+        return number(g, v)
     if op == "Clip":
         low, high = (g.constant(np.array(b, np.float32)) for b in (-0.5, 0.5))
         return g.one("Clip", v, low, high)

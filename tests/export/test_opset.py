@@ -1,11 +1,15 @@
 import numpy as np
+import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
 from onnxq.errors import ExportError
 from onnxq.export.opset import convert_opset, opset_of
 
-from .networks import graph, random
+from .growing import Growing, assert_same_function
+from .networks import graph, operators, random
+
+SHAPE = np.array([2, 2])
 
 
 def at(opset: int, text: str, **constants: np.ndarray):
@@ -68,3 +72,25 @@ def test_upwards_goes_onnxs_own_converter():
     newer = convert_opset(model, 13)
     assert opset_of(newer) == 13
     assert same(model, newer, x=random(2, 3))
+
+
+def test_the_opset_that_brought_an_attribute_is_named_not_the_last_that_changed_the_operator():
+    model = at(21, "g (float[4] x) => (float[2,2] y) { y = Reshape<allowzero = 1>(x, s) }", s=SHAPE)
+    with pytest.raises(ExportError, match="is new in 14"):
+        convert_opset(model, 13)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", range(13, 22))
+def test_random_graphs_go_to_every_opset_from_13_to_21_or_name_what_is_in_the_way(given):
+    for seed in range(12):
+        model = Growing(seed, opset=given).grow(1 + seed % 8).model()
+        for wanted in range(13, 22):
+            if wanted < 14 and "HardSwish" in operators(model):
+                with pytest.raises(ExportError, match="HardSwish"):
+                    convert_opset(model, wanted)
+                continue
+            other = convert_opset(model, wanted)
+            assert opset_of(other) == wanted
+            onnx.checker.check_model(other, full_check=True)
+            assert_same_function(model, other, seed, f"seed {seed}, {given} to {wanted}")
