@@ -1,0 +1,163 @@
+"""``onnxq inspect`` and ``onnxq convert``: what a person sees, and what a program reads."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnxruntime.quantization import QuantType, quantize_static
+
+from onnxq.calibrate.readers import SampleReader
+from onnxq.cli import main
+from tests.quantize.nets import HEAD, Net, calibrated, residual, weights
+
+
+@pytest.fixture
+def shell(capsys):
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def net(tmp_path) -> Net:
+    return residual(tmp_path)
+
+
+@pytest.fixture
+def theirs(net) -> Path:
+    """Somebody else's file with int8 activations."""
+    output = net.path.with_name("theirs.onnx")
+    quantize_static(
+        net.path, output, SampleReader(net.samples), per_channel=True,
+        activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    return output
+
+
+def executed(path: Path) -> list[str]:
+    saved = path.with_name("optimized.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(saved)
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(saved).graph.node]
+
+
+def test_inspect_names_the_float_convolutions_and_the_command_that_mends_it(shell, theirs, net):
+    code, out, _ = shell("inspect", theirs, "--target", "ort-x86", "--fp32", net.path)
+    assert code == 0
+    assert len(out.splitlines()) < 40
+    assert "float, int8 activations on x86: Conv `conv_1`, Conv `conv_2`, Add `add_1`" in out
+    assert "time: integer" in out
+    assert "× the time of the FP32 model" in out
+    assert "fused against unfused, 4 runs on random numbers" in out
+    (command,) = (line for line in out.splitlines() if line.startswith("  → onnxq convert"))
+    words = command.split()[2:]
+    assert shell(*words)[0] == 0
+    mended = executed(Path(words[words.index("-o") + 1]))
+    assert mended.count("QLinearConv") == 2
+    assert "Conv" not in mended
+
+
+def test_inspect_tells_a_program_everything(shell, theirs):
+    code, out, _ = shell("inspect", theirs, "--json")
+    facts = json.loads(out)
+    assert code == facts["exit_code"] == 0
+    nodes = {node["node"]: node for node in facts["nodes"]}
+    floating = {name for name, node in nodes.items() if node["runs"] == "float"}
+    assert {"conv_1", "conv_2", "add_1"} <= floating
+    for name in floating:
+        assert nodes[name]["cause"]
+        assert nodes[name]["why"]
+        assert nodes[name]["do"]
+    assert nodes["conv_1"]["elsewhere"] == "integer"
+    assert facts["macs"]["integer"] < facts["macs"]["total"]
+    assert 0 < sum(one["share"] for one in facts["time"]["operators"]) < 1.001
+    assert facts["time"]["made_up_data"] is True
+    assert facts["fused_against_unfused"]["samples"] == 4
+    assert facts["remedies"][0].startswith("onnxq convert ")
+    assert {"coverage", "executed", "audit", "findings", "operators", "opset"} <= facts.keys()
+
+
+def test_inspect_says_that_all_is_well_where_it_is(shell, net):
+    path = net.quantize("ort-x86").path
+    code, out, _ = shell("inspect", path, "--no-time")
+    assert code == 0
+    assert "nothing of it runs in float" in out
+    assert "time:" not in out
+    assert "convert" not in out
+
+
+def test_inspect_runs_on_the_samples_that_are_given(shell, net, tmp_path):
+    path = net.quantize("ort-x86").path
+    np.savez(tmp_path / "x.npz", x=np.zeros((3, 3, 8, 8), np.float32))
+    code, out, _ = shell("inspect", path, "--data", tmp_path / "x.npz", "--json")
+    facts = json.loads(out)
+    assert (code, facts["time"]["made_up_data"]) == (0, False)
+    assert facts["fused_against_unfused"]["samples"] == 3
+    np.savez(tmp_path / "odd.npz", x=np.zeros((3, 2, 8, 8), np.float32))
+    code, _, err = shell("inspect", path, "--data", tmp_path / "odd.npz")
+    assert code == 2
+    assert "[2, 8, 8]" in err
+
+
+def test_inspect_says_what_it_could_not_measure(shell, tmp_path):
+    text = "g (float[1,3,8,8] x) => (float[1,4,8,8] y) { [c] y = Conv(x, w, b) }"
+    net = calibrated(tmp_path, HEAD + text, w=weights(4, 3, 1, 1), b=weights(4))
+    path = net.quantize("ort-x86").path
+    model = onnx.load(path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[2].dim_param = "height"
+    del model.graph.value_info[:]
+    onnx.save(model, path)
+    code, out, _ = shell("inspect", path)
+    assert code == 0
+    assert "time: not measured: its dimension `height` is free" in out
+    assert "give samples with --data" in out
+
+
+def test_convert_says_what_it_changed_and_proved(shell, theirs, tmp_path):
+    output = tmp_path / "u8.onnx"
+    code, out, _ = shell("convert", theirs, "--target", "ort-x86", "-o", output)
+    assert code == 0
+    assert "activations int8 → uint8" in out
+    assert "outputs equal to the last bit" in out
+    assert "Conv: 2 of 2 executed on integers here, 0 before" in out
+    assert executed(output).count("QLinearConv") == 2
+
+
+def test_convert_tells_a_program_both_hashes(shell, theirs, tmp_path):
+    output = tmp_path / "u8.onnx"
+    code, out, _ = shell("convert", theirs, "--target", "ort-x86", "-o", output, "--json")
+    facts = json.loads(out)
+    assert code == facts["exit_code"] == 0
+    assert facts["conversion"]["source"]["sha256"] != facts["conversion"]["converted"]["sha256"]
+    assert facts["conversion"]["integers_compared"] > 0
+    assert facts["executed"]["Conv"] == {"before": 0, "after": 2, "total": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--target", "ort-x86"], "`-o OUT.onnx` is needed"),
+        (["--target", "stm32n6", "-o", "o.onnx"], "no uint8 activation"),
+        (["--target", "ort-x68", "-o", "o.onnx"], "did you mean `ort-x86`"),
+        (["-o", "o.onnx"], "Missing option '--target'"),
+    ],
+)
+def test_convert_refuses_in_words(shell, theirs, monkeypatch, tmp_path, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = shell("convert", theirs, *arguments)
+    assert code == 2
+    assert says in err
+    assert not (tmp_path / "o.onnx").exists()
