@@ -223,7 +223,8 @@ def check(model: Path, target: str, waive: tuple[str, ...], screen: Screen) -> i
     _say_hazards(findings, screen)
     code = EXIT_WORSE if broken else EXIT_PASSED
     ids = dict.fromkeys(result.rule for result in broken)
-    verdict = f"breaks {len(ids)} rules of {profile.name}" if ids else f"keeps {profile.name}"
+    count = f"{len(ids)} rule{'s' * (len(ids) > 1)}"
+    verdict = f"breaks {count} of {profile.name}" if ids else f"keeps the rules of {profile.name}"
     screen.say(f"{model.name} {verdict}", mark=_BROKEN if ids else DONE, style="bold")
     screen.result(
         {

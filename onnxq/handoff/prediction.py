@@ -50,7 +50,8 @@ def predict(
 ) -> Prediction:
     """Where every node of ``model`` but Q and DQ will run on ``target``, and why.
 
-    Of a Q/DQ file as it is; of an FP32 graph as it would be once quantized for the target.
+    Of a Q/DQ file as it is; of an FP32 graph as it would be once quantized for the target; of
+    either with a batch of one.
     ``kernels`` knows better what a runtime makes of a node of a Q/DQ file; without it, one between
     DQ and Q runs where the table says. Nodes inside other nodes (If, Loop, Scan) are not looked at.
     Raises UsageError for a target file that names no check.

@@ -5,7 +5,7 @@ import pytest
 from onnxruntime.quantization import QuantType
 
 from handoff.qdq_models import quantized_net, small_net
-from handoff.test_rules import N6, WEIGHT, between, data, graph
+from handoff.test_rules import N6, WEIGHT, between, data, graph, unsigned
 from onnxq.handoff.prediction import predict
 from onnxq.runtime import executed_operators
 from onnxq.target import load_target
@@ -173,16 +173,53 @@ def test_the_float_net_is_predicted_as_its_quantized_file_is(tmp_path):
     assert {node.op_type: node.runs for node in prediction.nodes if node.op_type in there} == there
 
 
-@pytest.mark.parametrize(
-    ("operator", "kernel"),
-    [("r = Sigmoid(xd)", "QLinearSigmoid"), ("r = Tanh(xd)", None), ("r = Exp(xd)", None)],
-)
-def test_the_table_agrees_with_the_optimized_graph(tmp_path, operator, kernel):
-    model = graph(
-        "xq = QuantizeLinear(x, s, u) xd = DequantizeLinear(xq, s, u) " + operator
-        + " yq = QuantizeLinear(r, s, u) y = DequantizeLinear(yq, s, u)"
-    )  # fmt: skip
+ON_INTEGERS = [
+    "r = Sigmoid(xd)",
+    "r = LeakyRelu(xd)",
+    "r = Softmax(xd)",
+    "r = GlobalAveragePool(xd)",
+    "r = AveragePool<kernel_shape=[2,2]>(xd)",
+    "r = Add(xd, xd)",
+    "r = Mul(xd, xd)",
+    "r = Concat<axis=1>(xd, xd)",
+    "r = Reshape(xd, flat)",
+    "r = Flatten(xd)",
+    "r = Transpose<perm=[0,2,3,1]>(xd)",
+    "r = Unsqueeze(xd, i1)",
+    "r = Squeeze(xd, i0)",
+    "r = Slice(xd, i0, i2, i2)",
+    "r = Tile(xd, axes1)",
+    "r = Expand(xd, shape4)",
+    "r = Gather<axis=1>(xd, i1)",
+    "r = MaxPool<kernel_shape=[2,2]>(xd)",
+    "r = DepthToSpace<blocksize=2>(xd)",
+    'r = Resize<mode="nearest">(xd, roi, scales)',
+    "r = ReduceMax<axes=[1]>(xd)",
+    "r = ReduceMin<axes=[1]>(xd)",
+]
+IN_FLOAT = [
+    *(f"r = {op}(xd)" for op in ("Tanh", "HardSwish", "HardSigmoid", "Elu", "Erf", "Softplus")),
+    *(f"r = {op}(xd)" for op in ("Exp", "Sqrt", "Abs", "Neg", "LogSoftmax", "GlobalMaxPool")),
+    "r = Sub(xd, high)",
+    "r = Div(xd, high)",
+    "r = Pow(xd, high)",
+    "r = PRelu(xd, low)",
+    "r = Pad(xd, pads)",
+    "r = ReduceMean<axes=[2,3]>(xd)",
+    "r = ReduceSum(xd, i1)",
+    "r = SpaceToDepth<blocksize=2>(xd)",
+    'r = Resize<mode="linear">(xd, roi, scales)',
+    "r = InstanceNormalization(xd, row, row)",
+]
+
+
+@pytest.mark.parametrize("operator", [*ON_INTEGERS, *IN_FLOAT])
+def test_the_table_agrees_with_the_optimized_graph(tmp_path, operator):
+    model = unsigned(operator)
     onnx.save(model, tmp_path / "m.onnx")
-    executed = {node.op_type for node in executed_operators(tmp_path / "m.onnx").graph.node}
-    (node,) = predict(model, X86).nodes
-    assert (node.runs == "software integer") is (kernel in executed) is (kernel is not None)
+    (node,) = predict(model, X86, kernels=kernels).nodes
+    assert node.runs == ("software float" if operator in IN_FLOAT else "software integer")
+    executed = executed_operators(tmp_path / "m.onnx").graph.node
+    real = {output for n in executed if n.op_type == "DequantizeLinear" for output in n.output}
+    in_float = [n.op_type for n in executed if real & set(n.input)]
+    assert bool(in_float) is (operator in IN_FLOAT)

@@ -42,6 +42,7 @@ CONSTANTS = {
     "i4": np.array([4], np.int64),
     "im1": np.array([-1], np.int64),
     "huge": np.array([2**63 - 1], np.int64),
+    "axes1": np.ones(4, np.int64),
     "axes4": np.array([0, 1, 2, 3], np.int64),
     "zeros4": np.zeros(4, np.int64),
     "ends4": np.array([1, 2, 2, 2], np.int64),
