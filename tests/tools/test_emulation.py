@@ -160,7 +160,7 @@ def cnn(tmp_path_factory):
     case = made_up("cnn", work)
     data = Data(str(case.calibration), {}, CalibrateSection())
     quantize_file(case.model, load_target("ort-x86"), data, QuantizeSection(), work / "int8.onnx")
-    return work / "int8.onnx", case.samples()
+    return work / "int8.onnx", case.samples(2)
 
 
 def test_a_guest_gives_the_outputs_of_every_row(cnn):
