@@ -29,7 +29,7 @@ def haswell():
 def test_the_detector_agrees_with_the_runtime_and_narrowed_files_are_whole(
     name, most_db, haswell, tmp_path
 ):
-    """In the CNN nearly all error is that of short rows of weights: nowhere does a step cost more."""
+    """In the CNN nearly all error is that of short rows of weights, where steps cost most."""
     found = judge(made_up(name, tmp_path), tmp_path, haswell)
     assert found.truly > 0  # else nothing is shown
     assert found.agree == found.predicted == found.nodes
