@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import onnx_ir as ir
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float, Float64, Integer, Shaped
 
 from onnxq.artifacts import Finding
 from onnxq.graph import WEIGHTED, constant_of, output_channel_axis
@@ -43,6 +43,7 @@ _LIMITS = {
 _VIEWS = frozenset(
     {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity"}
 )
+_PASSED = _VIEWS | {QUANTIZE, DEQUANTIZE, "Relu", "Clip"}
 _CHANNELS_SHOWN = 8
 
 
@@ -213,20 +214,20 @@ def _biases(subject: Subject) -> Iterator[Finding]:
 def _largest_sums(node: ir.Node) -> Shaped[np.ndarray, " channels"] | None:
     """Σ |w| · max |x − zero point| in integers, for each output channel."""
     data, weight = _dequantizer(node.inputs[0]), _dequantizer(node.inputs[1])
-    integers = constant_of(weight.inputs[0]) if weight is not None else None
+    integers = _integers(weight) if weight is not None else None
     if data is None or weight is None or integers is None or quantized_type(data) not in _LIMITS:
         return None
     low, high = _LIMITS[quantized_type(data)]
     zero = _zero(data)
     axis = output_channel_axis(node) % integers.ndim
     others = tuple(dim for dim in range(integers.ndim) if dim != axis)
-    largest = np.abs(integers.astype(np.int64) - _zero(weight)).sum(axis=others)
+    largest = np.abs(integers - _zero(weight)).sum(axis=others)
     return np.asarray(largest * max(zero - low, high - zero))
 
 
 def _zero_channels(subject: Subject) -> Iterator[Finding]:
     for use in subject.constants:
-        integers = constant_of(use.dequantize.inputs[0])
+        integers = _integers(use.dequantize)
         if use.role != "weight" or integers is None or not integers.size:
             continue
         axis = output_channel_axis(use.consumer) % integers.ndim
@@ -299,11 +300,11 @@ def _first_uses(subject: Subject) -> list[Quantized]:
 
 
 def _heads(subject: Subject) -> dict[ir.Node, str]:
-    """The node that computes each graph output, behind Q, DQ and views: node → output."""
+    """The node that computes each graph output, before Q, DQ, views, Relu and Clip: its output."""
     found = {}
     for output in subject.model.graph.outputs:
         node = output.producer()
-        while node is not None and node.op_type in _VIEWS | {QUANTIZE, DEQUANTIZE}:
+        while node is not None and node.op_type in _PASSED:
             node = node.inputs[0].producer() if node.inputs[0] is not None else None
         if node is not None:
             found[node] = str(output.name)
@@ -348,10 +349,20 @@ def _dequantizer(value: ir.Value | None) -> ir.Node | None:
     return node if node is not None and node.op_type == DEQUANTIZE else None
 
 
+def _integers(dequantize: ir.Node) -> Integer[np.ndarray, "..."] | None:
+    """What a DQ takes, if it is constant; of int4 before a Cast, what goes into that."""
+    value = dequantize.inputs[0]
+    cast = value.producer() if value is not None else None
+    if cast is not None and cast.op_type == "Cast":
+        value = cast.inputs[0]
+    integers = constant_of(value)
+    return None if integers is None else integers.astype(np.int64)
+
+
 def _real_weight(node: ir.Node) -> Float[np.ndarray, "..."] | None:
     """The numbers that the integers of a weight stand for; None for a float or computed one."""
     dequantize = _dequantizer(node.inputs[1])
-    integers = constant_of(dequantize.inputs[0]) if dequantize is not None else None
+    integers = _integers(dequantize) if dequantize is not None else None
     scale = parameter_of(dequantize, 1) if dequantize is not None else None
     if dequantize is None or integers is None or scale is None:
         return None

@@ -204,6 +204,30 @@ def test_a_channel_of_zero_weights_is_named():
     assert np.array_equal(first[0, 1], second[0, 1])
 
 
+@pytest.mark.parametrize("cast", [True, False])
+def test_a_channel_of_zero_weights_is_found_in_four_bits_too(cast):
+    model = conv()
+    model.opset_import[0].version = 21
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "w")
+    zero = next(tensor for tensor in model.graph.initializer if tensor.name == "zw")
+    four = onnx.helper.make_tensor("w", onnx.TensorProto.INT4, [3, 2, 1, 1], [7, -3, 1, 2, 0, 0])
+    weight.CopyFrom(four)
+    if cast:
+        dequantize = next(node for node in model.graph.node if node.input[0] == "w")
+        dequantize.input[0] = "w8"
+        node = onnx.helper.make_node("Cast", ["w"], ["w8"], name="cast", to=onnx.TensorProto.INT8)
+        model.graph.node.insert(0, node)
+    else:
+        zero.CopyFrom(onnx.helper.make_tensor("zw", onnx.TensorProto.INT4, [3], [0, 0, 0]))
+    onnx.checker.check_model(model, full_check=True)
+    assert ["channels 2 of 3 are all zero" in what for _, what in said(model)] == [True]
+
+
+def test_a_head_behind_a_relu_is_a_head():
+    model = branches("Concat<axis=1>", (0, 1), (0, 640), (0, 640), TO_RELU, out=8)
+    assert [where for where, _ in said(model)] == ["output `y`, Concat `n4`"]
+
+
 # --- scales -------------------------------------------------------------------------------------
 
 
