@@ -54,9 +54,12 @@ def origin_of_file(target: str, source: str, samples: Samples | None) -> Origin:
 
 
 def find_recipe(origin: Origin, bundle: Path) -> Path | None:
-    """The recipe's path: below the current folder, or below one that the bundle lies in."""
+    """The recipe's path: below the current folder, or below one that the bundle lies in.
+
+    The copy in a bundle is none: the paths in it do not begin there.
+    """
     for folder in (Path.cwd(), *bundle.resolve().parents):
-        if (folder / origin.source).is_file():
+        if (folder / origin.source).is_file() and not (folder / "bundle.json").is_file():
             return folder / origin.source
     return None
 

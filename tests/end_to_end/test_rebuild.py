@@ -1,6 +1,11 @@
 """A bundle is made again from what it records, and every byte is compared."""
 
+import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +135,12 @@ def test_a_recipe_that_is_not_found_is_asked_for(made, tiny, onnxq, tmp_path):
     assert "--recipe" in lost.err
 
 
+def test_it_may_be_called_from_inside_the_bundle(made, tiny, onnxq, monkeypatch):
+    monkeypatch.chdir(made)
+    assert tiny.recipe.is_file()
+    assert onnxq("rebuild", ".").code == 0
+
+
 def test_the_bundles_own_recipe_counts_not_the_one_that_was_changed_since(made, tiny, onnxq):
     tiny.values["calibrate"]["samples"] = 50
     assert "50" in tiny.recipe.read_text()
@@ -166,3 +177,76 @@ def test_a_folder_that_is_no_bundle_ends_with_two(onnxq, tmp_path, content):
     ended = onnxq("rebuild", tmp_path)
 
     assert ended.code == 2
+
+
+def in_two_parts(tiny) -> None:
+    """Let the tiny network ship as features, then head."""
+    features = {"tensor": "globalaveragepool_1", "name": "features", "shape": [1, 8]}
+    tiny.values["split"] = {
+        "parts": [
+            {"name": "Body", "inputs": [{"tensor": "picture"}], "outputs": [features]},
+            {"name": "Head", "inputs": [features], "outputs": [{"tensor": "brightness"}]},
+        ]
+    }
+
+
+def script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_bundle_in_parts_runs_tests_itself_and_is_made_again(tiny, onnxq):
+    in_two_parts(tiny)
+    ended = onnxq(*tiny.arguments())
+    assert ended.code == 0, ended.err
+    bundle = tiny.build / "handoff"
+
+    tested = script(bundle, "selftest.py", "--runs", "3", "--json")
+    ran = script(bundle, "run.py", "known_answers.npz", "-o", str(tiny.folder / "outputs.npz"))
+    again = onnxq("rebuild", bundle)
+
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    told = json.loads(tested.stdout)
+    decisive = [line for line in told["answers"] if line["decides"]]
+    assert [line["part"] for line in decisive] == ["", "Body", "Head"]
+    assert [line["differing"] for line in decisive] == [0, 0, 0]
+    assert told["latency"]["runs"] == 3
+    assert ran.returncode == 0, ran.stderr
+    with (
+        np.load(bundle / "known_answers.npz") as known,
+        np.load(tiny.folder / "outputs.npz") as given,
+    ):
+        np.testing.assert_array_equal(given["brightness"], known["output.brightness"])
+    assert again.code == 0, again.err + again.out
+
+
+def test_every_command_and_snippet_of_the_readme_of_parts_runs(tiny, onnxq):
+    in_two_parts(tiny)
+    assert onnxq(*tiny.arguments()).code == 0
+    bundle = tiny.build / "handoff"
+    text = (bundle / "README.md").read_text()
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", text, re.DOTALL)
+
+    assert [kind for kind, _ in blocks] == ["sh", "sh", "python", "sh"]
+    assert all(f"./{part}/self_test" in blocks[-1][1] for part in ("Body", "Head"))
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for kind, code in blocks:
+        call = [sys.executable, "-c", code] if kind == "python" else ["sh", "-e", "-c", code]
+        done = subprocess.run(
+            call, cwd=bundle, capture_output=True, text=True, check=False, env=environment
+        )
+        assert done.returncode == 0, (code, done.stdout, done.stderr)
+
+
+def test_the_bundle_for_a_further_target_is_made_again(tiny, onnxq):
+    tiny.values["target"] = "stm32n6"
+    tiny.values["quantize"] = {"also_for": ["ort-x86"]}
+    ended = onnxq(*tiny.arguments())
+    assert ended.code == 0, ended.err
+    twin = tiny.build / "handoff" / "ort-x86"
+    assert load_record(Bundle, twin / "bundle.json").target == "ort-x86"
+
+    again = onnxq("rebuild", twin)
+
+    assert again.code == 0, again.err + again.out
