@@ -9,7 +9,7 @@ from onnxq.plain.quantize import record_of
 from onnxq.quantize.convert import convert, converted_record
 from onnxq.store import save_record
 from onnxq.target import Target
-from onnxq.verify.fusion import audit_fusion, fusion_lines
+from onnxq.verify.fusion import audit_fusion, config_for, fusion_lines
 
 __all__ = ["convert_file", "integer_nodes"]
 
@@ -40,7 +40,7 @@ def convert_file(
 
 def integer_nodes(model: Path, target: Target) -> dict[str, tuple[int, int]]:
     """By operator: how many ONNX Runtime executes on integers here, and how many there are."""
-    lines = fusion_lines(audit_fusion(model, target.session_options))
+    lines = fusion_lines(audit_fusion(model, config_for(target)))
     return {line.op_type: (line.integer, line.total) for line in lines}
 
 

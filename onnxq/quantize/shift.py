@@ -49,8 +49,7 @@ class Shifted:
 
 
 def activation_types(model: onnx.ModelProto) -> frozenset[IntType]:
-    """Which of int8 and uint8 the activations of a Q/DQ file have. Raises as ``shift_activations``
-    does."""
+    """Which of int8 and uint8 the activations of a Q/DQ file have."""
     return frozenset(kind for kind in IntType if kind in _ELEMENT and _Tensors(model, kind).shifted)
 
 

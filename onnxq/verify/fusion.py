@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxq.artifacts import Execution, Finding, FusionAudit, FusionLine, NodeExecution
 from onnxq.graph import load_model, macs_of, save_model, with_batch_of_one
 from onnxq.runtime import executed_operators
+from onnxq.target import Target
 from onnxq.verify.expected import Expected, expected
 
 __all__ = [
@@ -58,7 +59,7 @@ def audit_fusion(path: Path, config: Mapping[str, str] | None = None) -> FusionA
     with numbered(proto) as copy:
         here = executed(proto, executed_operators(copy, config))
         there = executed(proto, executed_operators(copy, {**(config or {}), **INT8_FUSES}))
-    int8_fuses = (config or {}).get("session.qdqisint8allowed") == "1" or _is_arm()
+    int8_fuses = (config or {}).get("session.qdqisint8allowed") == "1" or is_arm()
     rows, findings = [], []
     for number, node in enumerate(model.graph):
         if node.op_type in _NOT_COUNTED:
@@ -72,6 +73,12 @@ def audit_fusion(path: Path, config: Mapping[str, str] | None = None) -> FusionA
         if (row.runs == "float") != (should.runs == "float") and not vanished:
             findings.append(_difference(row, should))
     return FusionAudit(nodes=tuple(rows), findings=tuple(findings))
+
+
+def config_for(target: Target) -> dict[str, str]:
+    """The session's configuration under which this machine fuses what ``target`` would."""
+    arm = target.processor is not None and target.processor.family == "arm64"
+    return {**target.session_options, **(INT8_FUSES if arm else {})}
 
 
 def fusion_lines(audit: FusionAudit) -> tuple[FusionLine, ...]:
@@ -196,5 +203,6 @@ def _integer_tensors(model: onnx.ModelProto) -> set[str]:
     return found
 
 
-def _is_arm() -> bool:
+def is_arm() -> bool:
+    """Whether this machine is an ARM64."""
     return platform.machine().lower() in {"aarch64", "arm64"}

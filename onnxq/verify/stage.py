@@ -41,7 +41,7 @@ from onnxq.store import facts_of_file, sha256_of_file
 from onnxq.target import Target
 from onnxq.verify.audit import audit, coverage, refuse_other_forms, require_sound
 from onnxq.verify.comparison import compare_models
-from onnxq.verify.fusion import audit_fusion, fusion_lines
+from onnxq.verify.fusion import audit_fusion, config_for, fusion_lines
 from onnxq.verify.gate import judge_all, overall
 from onnxq.verify.layers import layer_distances
 from onnxq.verify.levels import FusedAgainstUnfused
@@ -115,7 +115,7 @@ def verify(
     check_samples(samples, _inputs(evidence))
     check_labels(task, samples)
     predicted = _predict(evidence, task, samples, progress)
-    executions = audit_fusion(evidence.int8, evidence.target.session_options)
+    executions = audit_fusion(evidence.int8, config_for(evidence.target))
     layers = layer_distances(
         (evidence.rewritten, evidence.fp32),
         evidence.int8,

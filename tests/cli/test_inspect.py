@@ -89,6 +89,15 @@ def test_inspect_tells_a_program_everything(shell, theirs):
     assert {"coverage", "executed", "audit", "findings", "operators", "opset"} <= facts.keys()
 
 
+def test_inspect_for_arm_says_what_an_arm_build_fuses_and_times_nothing_here(shell, theirs):
+    code, out, _ = shell("inspect", theirs, "--target", "ort-arm64")
+    assert code == 0
+    assert "executes on integers on ARM64: 100.0%" in out
+    assert "nothing of it runs in float" in out
+    assert "time: not measured: this machine is no ARM64" in out
+    assert "onnxq convert" not in out
+
+
 def test_inspect_says_that_all_is_well_where_it_is(shell, net):
     path = net.quantize("ort-x86").path
     code, out, _ = shell("inspect", path, "--no-time")

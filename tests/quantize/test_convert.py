@@ -24,6 +24,9 @@ from onnxq.quantize.shift import activation_types, shift_activations
 from onnxq.samples import Samples
 from onnxq.store import sha256_of_file
 from onnxq.target import load_target
+from onnxq.verify.fusion import audit_fusion
+from tests.verify.qdq import write
+from tests.verify.test_fusion import NODES, SURROUNDINGS
 
 from .nets import HEAD, Net, calibrated, outputs, residual, weights
 
@@ -316,6 +319,23 @@ def test_a_tied_weight_stays_int8_where_it_is_a_weight_and_moves_where_it_is_an_
     found = [array for array in integers(onnx.load(after)).values() if array.shape == (4, 4)]
     assert sorted(str(array.dtype) for array in found) == ["int8", "uint8"]
     assert executed(after)["QLinearMatMul"] == executed(after)["QLinearAdd"] == 1
+
+
+@pytest.mark.parametrize("around", ["both", "used as float too", "input used as float too"])
+def test_whatever_is_float_for_int8_activations_is_integer_once_they_are_uint8(tmp_path, around):
+    before, behind = SURROUNDINGS[around]
+    mended = 0
+    for name, text in NODES.items():
+        body = before + text.replace("(A", "(d").replace(", A", ", d") + behind
+        shape = "8,8" if name.startswith("Gemm") else "1,4,8,8"
+        path = write(tmp_path / "s8.onnx", body, "int8", shape=shape)
+        runs = samples_in_range(path, None)
+        convert(path, U8, runs, tmp_path / "u8.onnx")
+        old, new = audit_fusion(path), audit_fusion(tmp_path / "u8.onnx")
+        assert "int8 activations on x86" not in {node.cause for node in new.nodes}
+        mended += sum(node.cause == "int8 activations on x86" for node in old.nodes)
+        assert [node.runs for node in new.nodes] == [node.elsewhere for node in old.nodes]
+    assert (mended > 0) == (around == "input used as float too")
 
 
 # --- the proof ----------------------------------------------------------------------------------
