@@ -68,6 +68,7 @@ def _private_apt(work: Path, suite: str, architecture: str) -> list[str]:
         "APT::Architectures": architecture,
         "APT::Install-Recommends": "false",
         "APT::Sandbox::User": _user(),
+        "APT::Update::Error-Mode": "any",  # else a mirror out of reach is no error
         "Debug::NoLocking": "true",
         "Dir::Etc::sourcelist": work / "sources.list",
         "Dir::Etc::sourceparts": work / "none",
