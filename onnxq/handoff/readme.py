@@ -82,7 +82,10 @@ def _first_checks(contents: Contents) -> str:
         "The scripts need numpy and onnxruntime only (`pip install -r requirements.txt`). "
         f"`selftest.py` computes {contents.answers.vectors} known answers again ({source}) under "
         f"{level} with one thread, says by how many steps of the output they differ, and how long "
-        "one sample takes. On the machine that made this bundle every answer came out bit for bit."
+        "one sample takes. On the machine that made this bundle every answer was the same bit for "
+        "bit.\n"
+        "\n`bundle.json` records versions, processor and the digest of what the bundle was made "
+        "from; `onnxq rebuild` makes it again from that, and compares every byte."
         f"\n\n{listing}"
     )
 

@@ -102,7 +102,7 @@ def test_the_readme_tells_what_is_measured_and_what_is_not(made):
         assert "GraphOptimizationLevel.ORT_ENABLE_ALL" in text
 
 
-def test_every_command_and_snippet_of_the_readme_runs(made, tmp_path):
+def test_a5_15_every_command_and_snippet_of_the_readme_runs(made, tmp_path):
     folder, bundle, _ = made
     shutil.copytree(folder, tmp_path / "a copy")
     blocks = re.findall(r"```(sh|python)\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
