@@ -16,7 +16,8 @@ class DumpLayer(Record):
     before this layer; None where those were not asked for. ``distance`` is between the real values,
     the bundle's being the reference. Verdicts: ``equal`` to the bundle's integers; ``follows``
     exactly from the device's own before it; ``rounding``: each integer is one of the two around the
-    exact value; ``departs``.
+    exact value, or, behind layers that the dump does not hold, no further off than roundings alone
+    are; ``departs``.
     """
 
     verdict: Literal["equal", "follows", "rounding", "departs"]

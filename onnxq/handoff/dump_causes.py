@@ -52,8 +52,9 @@ class _Suspect:
         return self.layer.grid.type.qmin, self.layer.grid.type.qmax
 
     def rounded(self, places: Float64[np.ndarray, "..."]) -> Integers:
-        """Places on the grid as its integers."""
-        return np.asarray(np.clip(np.rint(places), *self.ends).astype(np.int64))
+        """Places on the grid as its integers, half to even before the zero point is added."""
+        zero = self.layer.grid.zero_point
+        return np.asarray(np.clip(np.rint(places - zero) + zero, *self.ends).astype(np.int64))
 
     def again(self, model: onnx.ModelProto, given: Mapping[str, Array] | None = None) -> Integers:
         """The layer as another model, or other integers before it, would make it."""
@@ -85,6 +86,7 @@ def roundings(
     right = Reference(known.model).layer(layer.name, known.inputs, given)
     zero, ends = layer.grid.zero_point, (layer.grid.type.qmin, layer.grid.type.qmax)
     cut = {
+        "rounding half to even behind the zero point": np.rint(right.exact),
         "rounding down": np.floor(right.exact),
         "rounding toward zero (a cast)": np.trunc(right.exact - zero) + zero,
         "rounding half away from zero": np.copysign(
@@ -144,8 +146,9 @@ def _of_the_memory(suspect: _Suspect) -> Iterator[tuple[str, Integers]]:
     yield f"the right integers as {other}, the zero point {shift:+d}", right + shift
     flipped = ((right + 128 - low) % 256) + low
     yield f"the right bytes with their top bit turned ({other} taken for the other)", flipped
-    unsaturated = np.rint(suspect.right.exact)
-    wrapped = (np.clip(unsaturated, -1e15, 1e15).astype(np.int64) - low) % 256 + low
+    zero = suspect.layer.grid.zero_point
+    steps = np.clip(np.rint(suspect.right.exact - zero), -1e15, 1e15).astype(np.int64)
+    wrapped = (steps + zero - low) % 256 + low
     yield "a missing saturation: integers beyond the type wrap around", wrapped
 
 

@@ -12,6 +12,7 @@ from onnxq.handoff.dump import Dump, KnownLayers
 from onnxq.handoff.dump_causes import ONE_STEP, causes, off_exact, roundings
 from onnxq.handoff.reference.evaluate import Reference
 from onnxq.handoff.reference.network import Layer
+from onnxq.handoff.reference.rounding import ROUNDINGS
 
 __all__ = ["Departure", "compare_layers"]
 
@@ -28,7 +29,8 @@ class Departure:
     ``own_differing`` against the integer reference given the device's own integers before this
     layer, None where there is no reference. Verdicts: ``equal`` to the bundle's; ``follows``
     exactly from the device's own integers before it; ``rounding``: each integer is one of the two
-    around the exact value; ``departs``.
+    around the exact value, or, behind layers that the dump does not hold, no further off than
+    roundings alone are; ``departs``.
     """
 
     layer: Layer
@@ -71,13 +73,50 @@ def compare_layers(known: KnownLayers, dump: Dump) -> Iterator[Departure]:
             found = _judged(known, reference, layer, given, got, searching)
         if found.verdict != "equal":
             touched.add(layer.name)
-        unseen = [f"`{name}`" for name in layer.sources if name not in dump.integers]
-        if found.verdict == "departs" and unseen:
-            warning = f"it may have begun before, in {', '.join(unseen)}: not in the dump"
-            found = replace(found, says=(*found.says, warning))
+        if found.verdict == "departs":
+            seen = {name: given[name] for name in dump.integers if name in given}
+            found = _in_sight(found, known, seen, judged=reference is not None)
         searching = searching and found.verdict != "departs"
         given[layer.name] = got
         yield found
+
+
+def _in_sight(
+    found: Departure, known: KnownLayers, seen: Mapping[str, Array], *, judged: bool
+) -> Departure:
+    """The departure, judged anew or with a warning where layers before it are not in the dump."""
+    unseen = [f"`{name}`" for name in found.layer.sources if name not in seen]
+    if not unseen:
+        return found
+    if judged and not found.says:
+        found = _spread_over(found, known, seen)
+    if found.verdict != "departs":
+        return found
+    warning = f"it may have begun before, in {', '.join(unseen)}: not in the dump"
+    return replace(found, says=(*found.says, warning))
+
+
+def _spread_over(found: Departure, known: KnownLayers, seen: Mapping[str, Array]) -> Departure:
+    """The departure as rounding, if roundings alone differ as far over the layers that are missing.
+
+    How far is measured: the reference computes all that lies between the layers of the dump and
+    this one under every rounding it has, and ONNX Runtime's integers are one more.
+    """
+    layer = found.layer
+    results = [
+        Reference(known.model, rounding).layer(layer.name, known.inputs, seen).integers
+        for rounding in ROUNDINGS
+    ]
+    ways = np.stack([*results, np.asarray(known.integers[layer.name])]).astype(np.int64)
+    between = int((ways.max(0) - ways.min(0)).max())
+    nearest = int(np.abs(ways - found.integers).max(tuple(range(1, ways.ndim))).min())
+    if nearest > between:
+        return found
+    says = (
+        f"within {between} step{'' if between == 1 else 's'}, by which roundings alone differ over "
+        "the layers that are not in the dump"
+    )
+    return replace(found, verdict="rounding", says=(says,))
 
 
 def _unjudged(layer: Layer, got: Array, same: Array, refusal: str) -> Departure:

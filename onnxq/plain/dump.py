@@ -78,10 +78,11 @@ def _statement(first: DumpLayer | None, layers: Sequence[DumpLayer], missing: Se
     where = f"`{first.distance.tensor}` ({first.distance.op_type} `{first.distance.node}`)"
     if first.verdict != "departs":
         most = max(layers, key=lambda row: row.steps)
-        return (
+        said = (
             f"{seen}: every difference is rounding or follows from it, from {where} on; the "
             f"largest is {_steps(most)}, in `{most.distance.tensor}`"
         )
+        return "; ".join([said, *first.says])
     by = f"{_steps(first)} in {first.differing:.1%} of it"
     return "; ".join([f"{where} departs first, by up to {by}", *first.says])
 

@@ -12,15 +12,16 @@ from onnxq.graph import load_model
 from onnxq.handoff.dump import KnownLayers, known_layers
 from onnxq.handoff.stage import hand_off
 from onnxq.samples import Samples
+from onnxq.target import Target
 
 Layers = dict[str, np.ndarray]
 
 
-def bundle_of(model: Path, folder: Path, given: Samples | None = None) -> Path:
-    """An unverified bundle of the model for the N6."""
+def bundle_of(model: Path, folder: Path, given: Samples | None = None, target: Target = N6) -> Path:
+    """An unverified bundle of the model."""
     hand_off(
         model=model,
-        target=N6,
+        target=target,
         samples=samples() if given is None else given,
         folder=folder,
         allow_unverified=True,

@@ -21,7 +21,9 @@ from handoff.dumps import (
     with_constant,
 )
 from handoff.qdq_models import SMALL_NET, small_net, with_constants
-from handoff.runtime_integers import normal, quantized
+from handoff.records import X86
+from handoff.reference_nets import NETS
+from handoff.runtime_integers import normal, quantized, runtime_integers
 from onnxq.errors import DataError, StaleRecordError, StoreError
 from onnxq.handoff.dump import known_layers, read_dump
 from onnxq.handoff.dump_compare import compare_layers
@@ -488,3 +490,50 @@ def test_a_layer_behind_what_is_not_in_the_dump_is_judged_with_that_said(bundle,
         "follows", "rounding", "equal",
     }  # fmt: skip
     assert "c" not in read_dump(tmp_path / "dump.npz", known).integers
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A bundle of a net with many values beside a middle."""
+    folder = tmp_path_factory.mktemp("deep")
+    net = NETS["one and three axes"]
+    model = quantized(folder / "q", net.text, net.rows(), "uint8", **net.constants)
+    given = Samples("rows", {"x": np.concatenate([row["x"] for row in net.rows()])})
+    return bundle_of(model, folder / "b", given, X86)
+
+
+def test_onnxruntimes_own_pool_rounds_behind_the_zero_point(deep, tmp_path):
+    """QLinearAveragePool: seen where the zero point is odd and a mean lies on a middle."""
+    known = known_layers(deep)
+    layers = runtime_integers(known.model, known.inputs, "full")
+    assert known.layers[-1].grid.zero_point % 2 == 1
+    found = compared(deep, {"y": layers["y"]}, tmp_path)["y"]
+    assert (found.verdict, found.steps) == ("rounding", 1)
+    assert found.says == ("exactly rounding half to even behind the zero point",)
+
+
+def test_what_differs_as_roundings_alone_do_over_layers_not_dumped_is_rounding(tmp_path):
+    """A device of fixed-point multipliers: its steep Erf is off by three steps of its own input."""
+    net = NETS["transformer"]
+    text = net.text.replace("LayerNormalization (r, gain, shift)", "Mul (r, gain)")
+    constants = {name: array for name, array in net.constants.items() if name != "shift"}
+    model = quantized(tmp_path / "q", text, net.rows(), "uint8", **constants)
+    given = Samples("rows", {"x": np.concatenate([row["x"] for row in net.rows()])})
+    folder = bundle_of(model, tmp_path / "b", given, X86)
+    known = known_layers(folder)
+    fixed, _ = Reference(known.model, "gemmlowp").run(known.inputs)
+    found = compared(folder, {"e": fixed["e"]}, tmp_path)["e"]
+    assert found.own_steps >= 2
+    assert found.verdict == "rounding"
+    assert "by which roundings alone differ over the layers that are not in" in found.says[0]
+
+
+def test_outputs_alone_of_a_fault_depart(deep, tmp_path):
+    def edit(model):
+        quantizer = quantizer_of(model, known_layers(deep), "r")
+        scale = constant(model, quantizer.input[1])
+        with_constant(model, quantizer, 1, scale * np.float32(1.5))
+
+    found = compared(deep, {"y": device(deep, edit)["y"]}, tmp_path)["y"]
+    assert found.verdict == "departs"
+    assert "may have begun before" in found.says[-1]

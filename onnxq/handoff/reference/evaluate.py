@@ -14,8 +14,9 @@ How each operator is computed:
 The runtimes differ from it where float32 moves a value across the middle between two integers:
 with optimization off they sum float32 products and divide by the scale in float32; with it on they
 multiply the accumulator by a float32 multiplier. That is one step, next to such a middle only (the
-most seen is 6e-5 of a step away). One fused operator differs elsewhere: QLinearSoftmax adds up a
-table of whole-numbered exponentials, and is one step off anywhere.
+most seen is 6e-5 of a step away). Two fused operators have ways of their own: QLinearAveragePool
+rounds half to even after the zero point is added, so that an odd one turns the middles over;
+QLinearSoftmax adds up a table of whole-numbered exponentials, and is one step off anywhere.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
