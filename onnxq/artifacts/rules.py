@@ -55,11 +55,20 @@ class Prediction(Record):
     """Where the nodes of a graph are expected to run on a target.
 
     A PREDICTION from the target's profile: nothing was compiled or run. ``of`` says of what: a
-    ``float`` graph as it would be quantized, or a ``quantized`` one. Q and DQ are not counted.
+    ``float`` graph as it would be quantized, or a ``quantized`` one. Q and DQ are no ``nodes``;
+    those of a Q/DQ file where a float operator begins or ends, which run beside it, are
+    ``borders``. Those of the graph's inputs and outputs are not among them.
     """
 
     target: str
     tool_version: str
     of: Literal["float", "quantized"]
     nodes: tuple[NodePrediction, ...]
+    borders: int = 0
     shares: tuple[PredictionShare, ...]
+
+    @property
+    def software_epochs(self) -> int:
+        """Nodes that stop the hardware to run on the processor, and the borders around them."""
+        software = [node for node in self.nodes if node.runs.startswith("software")]
+        return len(software) + self.borders

@@ -284,6 +284,9 @@ def _say_prediction(prediction: Prediction, target: Target, screen: Screen) -> N
     for line in prediction.shares:
         table.add_row(line.runs, str(line.nodes), f"{line.macs:,}", f"{line.share:.1%}")
     screen.text.print(table)
+    if prediction.software_epochs and any(entry.runs == "hardware" for entry in target.operators):
+        borders = f", {prediction.borders} of them Q or DQ" if prediction.borders else ""
+        screen.say(f"  {prediction.software_epochs} or more software epochs{borders}")
     at_best = {entry.op: entry.when for entry in target.operators}
     good = {"hardware", "folded", "software integer" if target.judged_as == "runtime" else ""}
     elsewhere = [

@@ -69,6 +69,7 @@ def predict(
         tool_version=target.tool_version,
         of="quantized" if quantized else "float",
         nodes=predictions,
+        borders=_borders(nodes, predictions),
         shares=_shares(predictions),
     )
 
@@ -181,6 +182,27 @@ def _touched(fault: Fault) -> Iterator[ir.Node]:
                 waiting += node.outputs
             else:
                 yield node
+
+
+def _borders(nodes: Sequence[ir.Node], predictions: Sequence[NodePrediction]) -> int:
+    """Q and DQ between a float operator and one on integers, each once."""
+    found: set[ir.Node] = set()
+    for node, prediction in zip(nodes, predictions, strict=True):
+        if prediction.runs == "software float":
+            made = [value.producer() for value in node.inputs if value is not None]
+            found |= {dq for dq in made if dq is not None and dq.op_type == DEQUANTIZE}
+            read = [user for value in node.outputs for user in value.consumers()]
+            found |= {q for q in read if q.op_type == QUANTIZE}
+    return sum(not is_constant(node.inputs[0]) and not _at_an_end(node) for node in found)
+
+
+def _at_an_end(node: ir.Node) -> bool:
+    """Whether a DQ takes what a graph input is quantized to, or a Q gives what an output is."""
+    beyond = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if node.op_type == DEQUANTIZE:
+        value = beyond.inputs[0] if beyond is not None else node.inputs[0]
+        return value is not None and value.is_graph_input()
+    return any(user.outputs[0].is_graph_output() for user in node.outputs[0].consumers())
 
 
 def _shares(predictions: Sequence[NodePrediction]) -> tuple[PredictionShare, ...]:

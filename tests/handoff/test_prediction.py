@@ -106,6 +106,18 @@ def test_without_qdq_an_operator_is_a_float_epoch():
     assert places(model) == {"Sigmoid": "software float", "Tanh": "software float"}
 
 
+PAIR = "{0}q = QuantizeLinear({0}, s, z) {0}d = DequantizeLinear({0}q, s, z) "
+
+
+def test_a_float_island_between_hardware_costs_its_borders_too():
+    island = f"a = Sigmoid(xd) {PAIR.format('a')} b = ReduceSum(ad, i1) {PAIR.format('b')}"
+    inside = predict(between(f"{island} r = Sigmoid(bd)"), N6)
+    assert (inside.borders, inside.software_epochs) == (2, 3)
+    assert predict(between("r = ReduceSum(xd, i1)"), N6).software_epochs == 1  # at input and output
+    assert predict(between("r = Softmax(xd)"), N6).software_epochs == 1
+    assert predict(between("r = Sigmoid(xd)"), N6).software_epochs == 0
+
+
 def test_of_a_float_graph_what_the_quantizer_would_leave_float_is_float():
     model = flat("a = Sigmoid(xd) r = Exp(a)")
     prediction = predict(model, N6)
