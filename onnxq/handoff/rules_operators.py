@@ -8,6 +8,7 @@ from onnxq.graph import constant_of
 from onnxq.handoff.subject import (
     DEQUANTIZE,
     FLOATS,
+    QUANTIZE,
     Fault,
     Subject,
     at_node,
@@ -15,6 +16,7 @@ from onnxq.handoff.subject import (
     dims_of,
     float_sides,
     is_constant,
+    label_of,
     size_bytes,
 )
 from onnxq.target import TargetRule
@@ -29,12 +31,15 @@ __all__ = [
     "large_float_outputs",
     "no_allowzero",
     "no_float_islands",
+    "no_view_before_activation",
     "pad_value",
     "pool_windows",
     "reduce_form",
     "resize_form",
     "slice_bounds",
 ]
+
+_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
 def no_float_islands(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
@@ -48,6 +53,26 @@ def no_float_islands(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
         sides = float_sides(node, target) if node.op_type in tier else ()
         if sides:
             yield at_node(node, "is a float island: " + ", ".join(sides))
+
+
+def no_view_before_activation(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
+    """Between an operator in ``values`` and the Relu or Clip behind it lies no view."""
+    for node in subject.of_type("Relu", "Clip"):
+        views = []
+        maker = _maker(node)
+        while maker is not None and maker.op_type in _VIEWS:
+            views.append(maker)
+            maker = _maker(maker)
+        if views and maker is not None and maker.op_type in rule.values:
+            yield at_node(views[-1], f"lies between {label_of(maker)} and {label_of(node)}")
+
+
+def _maker(node: ir.Node) -> ir.Node | None:
+    """What computes the node's first input, Q and DQ left out."""
+    maker = node.inputs[0].producer() if node.inputs[0] is not None else None
+    while maker is not None and maker.op_type in (QUANTIZE, DEQUANTIZE):
+        maker = maker.inputs[0].producer() if maker.inputs[0] is not None else None
+    return maker
 
 
 def constant_second_operand(subject: Subject, rule: TargetRule) -> Iterator[Fault]:

@@ -186,6 +186,10 @@ CASES = {
         between("r = GlobalAveragePool(xd)", inputs="float[1,4,50,11] x"),
         between("r = GlobalAveragePool(xd)", inputs="float[1,4,48,12] x"),
     ),
+    "view-before-activation": (
+        between(WEIGHT + "c = Conv(xd, wd) v = Reshape(c, flat) r = Relu(v)"),
+        between(WEIGHT + "c = Conv(xd, wd) v = Relu(c) r = Reshape(v, flat)"),
+    ),
     "slice": (slicing("i0", "huge"), slicing("i0", "i2")),
     "batch-axis": (slicing("i0", "i1", "i0"), slicing("i0", "i2")),
     "pad": (
@@ -317,6 +321,16 @@ def test_a_rank_is_counted_on_constants_and_between_too():
 def test_a_relu_may_stand_between_a_convolution_and_its_q():
     model = between(WEIGHT + "c = Conv(xd, wd) r = Relu(c)")
     assert "float-island" not in broken(model)
+
+
+def test_a_view_is_between_a_convolution_and_its_relu_with_qdq_around_it_too():
+    pair = "{0}q = QuantizeLinear({0}, s, z) {0}d = DequantizeLinear({0}q, s, z) "
+    body = f"c = Conv(xd, wd) {pair.format('c')} v = Reshape(cd, flat) {pair.format('v')}"
+    model = between(f"{WEIGHT} {body} r = Relu(vd)")
+    (result,) = [r for r in check(model, N6) if r.rule == "stm32n6.view-before-activation"]
+    assert (result.where, result.rewrite) == ("Reshape `n6`", "sink views")
+    assert result.what == "lies between Conv `n3` and Relu `n9`"
+    assert "view-before-activation" not in broken(between("v = Reshape(xd, flat) r = Relu(v)"))
 
 
 def test_a_float_weight_is_a_float_island():
