@@ -54,7 +54,7 @@ TARGET_REWRITES: dict[str, tuple[str, Rewrite]] = {
     "expand to copies": ("made copies of {} Expand", expand_to_copies),
 }
 _MOST_ROUNDS = 8  # what one rewrite leaves another may take up; five are the most that was seen
-MOST_STEPS = len(REWRITES) + 4  # before them CastLike and onnxsim, after them opset and names
+MOST_STEPS = len(REWRITES) + len(TARGET_REWRITES) + 4  # CastLike, onnxsim, opset and names
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from onnxq.recipe import ValueSection
 
 __all__ = ["freeze", "refuse_half", "refuse_subgraphs"]
 
-_MOST_INPUT_ELEMENTS, _MOST_ELEMENTS = 2**28, 2**31  # 1 GiB and 8 GiB of float32
+_MOST_INPUT_ELEMENTS, _MOST_ELEMENTS = 2**28, 2**30  # 1 GiB and 4 GiB of float32
 _SUBGRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
