@@ -35,9 +35,10 @@ def convert(model: Path, target: str, data: str | None, output: Path | None, scr
         f"{made.integers_compared} integers equal but for the shift"
     )
     before, after = integer_nodes(model, profile), integer_nodes(written, profile)
-    for kind, (integer, total) in after.items():
-        was = before.get(kind, (0, 0))[0]
-        screen.say(f"  {kind}: {integer} of {total} executed on integers here, {was} before")
+    if profile.judged_as == "runtime":
+        for kind, (integer, total) in after.items():
+            was = before.get(kind, (0, 0))[0]
+            screen.say(f"  {kind}: {integer} of {total} executed on integers, {was} before")
     if record is not None:
         screen.say(f"  record  {written.with_suffix('.json')}")
     screen.result(

@@ -148,7 +148,7 @@ def _say_causes(nodes: Sequence[NodeExecution], screen: Screen) -> None:
 def _remedies(model: Path, target: Target, nodes: Sequence[NodeExecution]) -> list[str]:
     """Commands of onnxq that make float nodes integer on the target."""
     if target.activation_type == "uint8" and any(node.cause == _SIGNED for node in nodes):
-        output = model.with_name(f"{model.stem}-u8.onnx")
+        output = model.with_name(f"{model.stem.removesuffix('-s8')}-u8.onnx")
         words = ("onnxq", "convert", str(model), "--target", target.name, "-o", str(output))
         return [shlex.join(words)]
     return []

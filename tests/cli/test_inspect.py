@@ -141,7 +141,7 @@ def test_convert_says_what_it_changed_and_proved(shell, theirs, tmp_path):
     assert code == 0
     assert "activations int8 → uint8" in out
     assert "outputs equal to the last bit" in out
-    assert "Conv: 2 of 2 executed on integers here, 0 before" in out
+    assert "Conv: 2 of 2 executed on integers, 0 before" in out
     assert executed(output).count("QLinearConv") == 2
 
 
