@@ -11,10 +11,13 @@ import pytest
 from handoff.qdq_models import images
 from handoff.records import N6, X86, samples
 from handoff.runtime_integers import normal, quantized, runtime_integers
+from handoff.test_reference_forms import with_integers
 from onnxq.graph import load_model
 from onnxq.handoff import layers as subject
 from onnxq.handoff.answers import make_answers
 from onnxq.handoff.contract import Contract, contract
+from onnxq.handoff.dump import known_layers, read_dump
+from onnxq.handoff.dump_compare import compare_layers
 from onnxq.handoff.layers import write_layers
 from onnxq.handoff.stage import hand_off
 from onnxq.samples import Samples
@@ -184,3 +187,23 @@ def test_a_float_model_has_no_layers(tmp_path, monkeypatch):
     assert not (tmp_path / "out" / "layers.c").exists()
     device = loaded(tmp_path / "out" / "device_answers.npz")
     assert device["input.x"].dtype == np.float32
+
+
+def test_integer_inputs_and_outputs_are_layers_of_their_own(tmp_path):
+    """A file whose input and output are integers already: nothing is quantized on the way."""
+    model = tmp_path / "integers.onnx"
+    onnx.save(with_integers(), model)
+    told = contract(load_model(model), None, None, name=model.name, sha256=sha256_of_file(model))
+    fed = np.random.default_rng(0).integers(0, 256, (4, 4, 5, 5), np.uint8)
+    answers = make_answers(model, told, X86, Samples("rows", {"x": fed}), 2)
+    write_layers(tmp_path, told, X86, answers)
+    arrays, device = loaded(tmp_path / "layers.npz"), loaded(tmp_path / "device_answers.npz")
+    np.testing.assert_array_equal(arrays["layer.x"], answers["input.x"][0])
+    np.testing.assert_array_equal(arrays["layer.m"], answers["output.y"][0])
+    assert (device["input.x"].dtype, device["output.y"].dtype) == (np.uint8, np.int8)
+    assert device["output.z"].dtype == np.int8
+    known = known_layers(tmp_path)
+    wrong = arrays["layer.x"].astype(int) + 3
+    np.savez(tmp_path / "d.npz", x=wrong, m=arrays["layer.m"])
+    found = list(compare_layers(known, read_dump(tmp_path / "d.npz", known)))
+    assert [(d.layer.name, d.verdict) for d in found] == [("x", "departs"), ("m", "equal")]
