@@ -5,7 +5,8 @@ import pytest
 from onnxruntime.quantization import QuantType
 
 from handoff.qdq_models import quantized_net, small_net
-from handoff.test_rules import N6, WEIGHT, between, data, graph, unsigned
+from handoff.test_rules import N6, WEIGHT, between, data, graph
+from handoff.test_rules_onnxruntime import unsigned
 from onnxq.handoff.prediction import predict
 from onnxq.runtime import executed_operators
 from onnxq.target import load_target

@@ -3,16 +3,12 @@
 A case: rule, breaking graph, keeping graph; ``Q`` and ``DQ`` make a value int8 and real again.
 """
 
-from contextlib import nullcontext
-
 import numpy as np
 import onnx
 import pytest
 
 from handoff.qdq_models import with_constants
-from onnxq.errors import RuntimeFailureError
 from onnxq.handoff.check import CHECKS, check
-from onnxq.runtime import Session
 from onnxq.target import load_target, target_names
 
 N6 = load_target("stm32n6")
@@ -352,102 +348,3 @@ def test_a_slice_of_four_axes_is_too_much():
 def test_a_resize_by_sizes_has_no_constant_scales():
     model = resize(GOOD_RESIZE, "(xd, roi, none, sizes)")
     assert "resize" in broken(model)
-
-
-ORT = load_target("ort-x86")
-UNSIGNED = "xq = QuantizeLinear(x, s, u) xd = DequantizeLinear(xq, s, u) "
-UNSIGNED_END = " yq = QuantizeLinear(r, s, u) y = DequantizeLinear(yq, s, u)"
-
-
-def unsigned(operator, **options):
-    return graph(UNSIGNED + operator + UNSIGNED_END, **options)
-
-
-BROKEN_FOR_ONNXRUNTIME = {
-    "activation-type": graph(
-        "q = QuantizeLinear(x, s, wide) y = DequantizeLinear(q, s, wide)", opset=21
-    ),
-    "activation-per-tensor": graph(
-        "q = QuantizeLinear<axis=1>(x, ss) y = DequantizeLinear<axis=1>(q, ss)"
-    ),
-    "weight-type": unsigned("wd = DequantizeLinear(wide4, s) r = MatMul(xd, wd)", opset=21),
-    "weight-zero-point": unsigned("wd = DequantizeLinear(w, s, z) r = Conv(xd, wd)"),
-    "bias": unsigned(WEIGHT + "bd = DequantizeLinear<axis=0>(b32, ss) r = Conv(xd, wd, bd)"),
-    "opset": unsigned("r = Sigmoid(xd)", opset=12),
-    "opset-tested": unsigned("r = Sigmoid(xd)", opset=22),
-    "random-op": CASES["random-op"][0],
-    "subgraph": CASES["subgraph"][0],
-}
-
-
-@pytest.mark.parametrize("name", [name for name in target_names() if name.startswith("ort")])
-@pytest.mark.parametrize("rule", BROKEN_FOR_ONNXRUNTIME)
-def test_a_rule_of_onnxruntime_is_broken_and_kept(rule, name):
-    target = load_target(name)
-    assert rule in broken(BROKEN_FOR_ONNXRUNTIME[rule], target)
-    assert broken(unsigned(CONV), target) == set()
-
-
-@pytest.mark.parametrize("name", ["ort-x86", "ort-arm64"])
-def test_a_weight_axis_that_onnxruntime_would_ignore_is_refused(name):
-    wrong = unsigned("wd = DequantizeLinear<axis=0>(w3, ss, zz) r = MatMul(xd, wd)")
-    right = unsigned("wd = DequantizeLinear<axis=1>(w3, ss, zz) r = MatMul(xd, wd)")
-    target = load_target(name)
-    assert broken(wrong, target) == {"weight-axis"}
-    assert broken(right, target) == set()
-
-
-def test_int8_activations_are_a_warning_on_x86_and_fine_on_arm():
-    model = between(CONV)
-    assert broken(model) == set()
-    assert [r.severity for r in check(model, ORT)] == ["warning", "warning"]
-    assert check(model, load_target("ort-arm64")) == ()
-
-
-def test_int8_blocks_are_refused_for_onnxruntime():
-    model = unsigned(
-        "wd = DequantizeLinear<axis=0, block_size=2>(w3, blocks, zeros) r = MatMul(xd, wd)",
-        opset=21,
-    )
-    for name, array in {
-        "blocks": np.ones((2, 4), np.float32),
-        "zeros": np.zeros((2, 4), np.int8),
-    }.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    assert "block-size" in broken(model, ORT)
-
-
-def test_a_float_bias_is_fine_for_onnxruntime():
-    model = unsigned(WEIGHT + "r = Conv(xd, wd, row)")
-    assert broken(model, ORT) == set()
-    assert "bias" in broken(model)
-
-
-TWO_WEIGHTS = (
-    "wd = DequantizeLinear(big, s, z0) a = Conv(xd, wd) "
-    "aq = QuantizeLinear(a, s, u) ad = DequantizeLinear(aq, s, u) "
-    "vd = DequantizeLinear({weight}, s, {point}) r = Conv(ad, vd)"
-)
-
-
-@pytest.mark.parametrize(
-    ("weight", "point", "loads"),
-    [
-        ("big", "z0", False),
-        ("big", "point2", False),
-        ("big2", "z0", False),
-        ("big2", "point2", True),
-    ],
-)
-def test_weights_that_share_constants_shut_the_door_for_processors_without_vnni(
-    weight, point, loads
-):
-    model = unsigned(TWO_WEIGHTS.format(weight=weight, point=point))
-    for name, array in {"big2": CONSTANTS["big"], "point2": CONSTANTS["z0"]}.items():
-        if name in (weight, point):
-            model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    assert ("shared-weight" in broken(model, ORT)) is not loads
-    config = {"session.x64quantprecision": "1"}
-    outcome = nullcontext() if loads else pytest.raises(RuntimeFailureError, match="replace")
-    with outcome:
-        Session(model.SerializeToString(), config=config)
