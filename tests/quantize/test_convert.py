@@ -34,6 +34,11 @@ U8, S8 = IntType.UINT8, IntType.INT8
 X86 = load_target("ort-x86")
 
 
+SIGNED = {
+    "per_channel": True, "activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8,
+}  # fmt: skip
+
+
 def by_onnxruntime(net: Net, *, opset: int = 17, **options: object) -> Path:
     """A file with int8 activations, as ``quantize_static`` writes it."""
     source, output = net.path, net.path.with_name("theirs.onnx")
@@ -46,9 +51,7 @@ def by_onnxruntime(net: Net, *, opset: int = 17, **options: object) -> Path:
         source,
         output,
         SampleReader(net.samples),
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        **({"per_channel": True} | options),
+        **(SIGNED | options),
     )
     return output
 
@@ -149,6 +152,19 @@ def test_there_and_back_again_is_the_file_as_it_was(tmp_path):
     assert types_of_q(tmp_path / "s8.onnx") == {"int8"}
     first, last = integers(onnx.load(theirs)), integers(onnx.load(tmp_path / "s8.onnx"))
     assert sorted(a.tobytes() for a in first.values()) == sorted(a.tobytes() for a in last.values())
+
+
+def test_uint8_weights_become_int8_where_activations_do(tmp_path):
+    net = residual(tmp_path)
+    theirs = by_onnxruntime(
+        net, activation_type=QuantType.QUInt8, weight_type=QuantType.QUInt8, per_channel=False
+    )
+    convert(theirs, S8, net.samples, tmp_path / "s8.onnx")
+    assert {str(array.dtype) for array in integers(onnx.load(theirs)).values()} == {"uint8"}
+    after = integers(onnx.load(tmp_path / "s8.onnx"))
+    assert {str(array.dtype) for array in after.values()} == {"int8"}
+    arrays = outputs(theirs, net.samples), outputs(tmp_path / "s8.onnx", net.samples)
+    assert arrays[0]["y"].tobytes() == arrays[1]["y"].tobytes()
 
 
 def test_what_is_of_the_wanted_type_already_is_refused_as_nothing_to_do(tmp_path):

@@ -8,8 +8,11 @@ import pytest
 
 from onnxq.artifacts import FusionAudit
 from onnxq.errors import DataError
+from onnxq.qtypes import IntType
+from onnxq.quantize.convert import convert, converted_record
 from onnxq.recipe import Gate, VerifySection
 from onnxq.samples import Samples
+from onnxq.verify.levels import compare_levels
 from onnxq.verify.stage import Evidence, verify
 from onnxq.verify.tasks import Classification, Regression
 
@@ -23,6 +26,11 @@ CLASSIFIER = (
     [flat_1] c = Flatten(b)
     [gemm_1] y = Gemm(c, w2)
 }"""
+)
+BRANCHED = CLASSIFIER.replace(
+    "[gap_1] b = GlobalAveragePool(a)",
+    "[conv_2] e = Conv<pads=[1,1,1,1]>(a, w3)\n    [add_1] d = Add(e, a)\n"
+    "    [gap_1] b = GlobalAveragePool(d)",
 )
 SCALAR = (
     HEAD
@@ -115,3 +123,32 @@ def test_the_operators_that_run_are_looked_up_under_the_targets_options(
     target = X86.model_copy(update={"session_options": options})
     run(replace(classifier, target=target), tmp_path, CLASSES)
     assert seen == [options]
+
+
+@pytest.mark.parametrize("judged_as", ["runtime", "graph"])
+def test_the_report_holds_the_distance_between_fused_and_unfused(classifier, tmp_path, judged_as):
+    target = X86.model_copy(update={"judged_as": judged_as})
+    report = run(replace(classifier, target=target), tmp_path, CLASSES)
+    rows = [{"x": x[None]} for x in PICTURES]
+    assert report.fused_against_unfused == compare_levels(classifier.int8, rows, {})
+    told = (tmp_path / "report.md").read_text("utf-8")
+    assert "INT8 as executed here against INT8 as the graph says, 40 samples: SQNR" in told
+
+
+def test_the_report_says_why_a_node_is_executed_in_float_and_what_to_change(tmp_path):
+    shapes = {"w1": (8, 3, 3, 3), "b1": (8,), "w3": (8, 8, 3, 3), "w2": (8, 5)}
+    fp32, int8, record = quantized(tmp_path, float_model(BRANCHED, shapes))
+    samples = Samples("d.npz", {"x": PICTURES})
+    made = convert(int8, IntType.INT8, samples, tmp_path / "s8.onnx")
+    signed = converted_record(record, made, "ort-x86")
+    found = {}
+    for name, path, about in (("u8", int8, record), ("s8", tmp_path / "s8.onnx", signed)):
+        evidence = Evidence(name, fp32, fp32, path, X86, quantized=about)
+        (tmp_path / name).mkdir()
+        report = run(evidence, tmp_path / name, CLASSES)
+        found[name] = {node.node: node.cause for node in report.executions if node.runs == "float"}
+        told = (tmp_path / name / "report.md").read_text("utf-8")
+        assert ("onnxq convert --target ort-x86" in told) == (name == "s8")
+    signed_cause = "int8 activations on x86"
+    assert found["u8"] == {}
+    assert found["s8"] == dict.fromkeys(("conv_1", "conv_2", "add_1"), signed_cause)
