@@ -1,5 +1,9 @@
 """A recipe whose graph ships in parts: they are what is judged, and they are the whole graph."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -90,3 +94,58 @@ def test_cuts_are_proposed_as_lines_for_a_recipe(tiny, onnxq):
 
     assert result.code == 0, result.err
     assert "no cut to propose" in result.out
+
+
+@pytest.mark.slow
+def test_the_bundle_of_a_split_model_checks_itself_without_onnxq(tiny, onnxq):
+    tiny.values |= {"target": "stm32n6", "split": {"parts": PARTS}}
+    ended = onnxq(*tiny.arguments())
+    assert ended.code == 0, ended.err
+    bundle = tiny.build / "handoff"
+
+    done = subprocess.run(
+        [sys.executable, bundle / "selftest.py", "--runs", "0", "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    answers = json.loads(done.stdout)["answers"]
+    assert {line["part"] for line in answers} == {"", "Features", "Head"}
+    assert all(line["differing"] == 0 for line in answers)
+    assert not (bundle / "int8.onnx").exists()  # what ships are the parts
+    features, head = (
+        json.loads((bundle / name / "contract.json").read_text()) for name in ("Features", "Head")
+    )
+    ends = [features["outputs"][0]["quantization"], head["inputs"][0]["quantization"]]
+    assert len({(end["type"], end["scale"], end["zero_point"]) for end in ends}) == 1
+    readme = (bundle / "README.md").read_text()
+    assert "Run `Features` once" in readme
+    assert "Features.onnx --target stm32n6" in readme
+
+
+@pytest.mark.slow
+def test_a_changed_part_of_a_bundle_is_found_by_its_self_test(tiny, onnxq):
+    tiny.values |= {"split": {"parts": PARTS}}
+    assert onnxq(*tiny.arguments()).code == 0
+    part = tiny.build / "handoff" / "Head" / "Head.onnx"
+    part.write_bytes(part.read_bytes()[:-1])
+
+    done = subprocess.run(
+        [sys.executable, tiny.build / "handoff" / "selftest.py", "--runs", "0"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert "CHANGED: Head/Head.onnx" in done.stdout
+
+
+def test_broken_rules_end_a_run_before_calibration(tiny, onnxq):
+    tiny.values |= {"target": "stm32n6"}
+    tiny.values["export"]["network"] = "tiny.system:Quarters"
+
+    result = onnxq(*tiny.arguments())
+
+    assert result.code == 1, result.err
+    assert "stm32n6.batch" in result.err
+    assert "`split`" in result.err
+    assert not (tiny.build / "calibrate").exists()
