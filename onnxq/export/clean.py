@@ -18,10 +18,12 @@ from onnxq.export.rewrites.dropout import drop_dropout
 from onnxq.export.rewrites.einsum import einsum_to_matmul
 from onnxq.export.rewrites.expand import drop_expand, expand_to_copies
 from onnxq.export.rewrites.fold_batchnorm import fold_batchnorm
+from onnxq.export.rewrites.fold_pad import fold_pad
 from onnxq.export.rewrites.gemm import matmul_add_to_gemm
 from onnxq.export.rewrites.global_pool import mean_to_global_pool, whole_pool_to_global_pool
 from onnxq.export.rewrites.high_rank import lower_ranks
 from onnxq.export.rewrites.l2_norm import lower_lp_normalization, lower_sums_of_squares
+from onnxq.export.rewrites.lone_norm import norm_to_conv
 from onnxq.export.rewrites.pad import negative_pad_to_slice
 from onnxq.export.rewrites.reshape import drop_allowzero, merge_reshapes
 from onnxq.export.rewrites.transpose import merge_transposes
@@ -38,6 +40,7 @@ REWRITES: dict[str, Rewrite] = {
     "dropped {} Expand that broadcasting does": drop_expand,
     "made Gemm of {} MatMul + Add": matmul_add_to_gemm,
     "folded {} BatchNormalization": fold_batchnorm,
+    "folded {} Pad": fold_pad,
     "made GlobalAveragePool of {} ReduceMean": mean_to_global_pool,
     "made GlobalAveragePool of {} AveragePool": whole_pool_to_global_pool,
     "merged {} Transposes": merge_transposes,
@@ -46,6 +49,7 @@ REWRITES: dict[str, Rewrite] = {
     "dropped {} attributes at their default": drop_defaults,
 }
 TARGET_REWRITES: dict[str, tuple[str, Rewrite]] = {
+    "norm to conv": ("made a depthwise Conv of {} BatchNormalization", norm_to_conv),
     "conv1d to conv2d": ("made layers over two axes of {} over one", conv1d_to_conv2d),
     "lower ranks": ("wrote {} operators of high rank in four dimensions", lower_ranks),
     "unroll batch": ("unrolled the batch of {} layers", unroll_batch),

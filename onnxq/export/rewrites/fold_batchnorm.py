@@ -19,7 +19,7 @@ from onnxq.export.rewrites.edit import (
 )
 from onnxq.graph import WEIGHTED
 
-__all__ = ["fold_batchnorm"]
+__all__ = ["affine_of", "fold_batchnorm", "is_inference"]
 
 Array = Shaped[np.ndarray, "..."]
 Channels = Float[np.ndarray, " c"]
@@ -37,11 +37,12 @@ def fold_batchnorm(model: ir.Model) -> int:
     return sum(
         _fold(graph, node) or _fold_into_next(graph, node)
         for node in tuple(graph)
-        if _is_inference(node)
+        if is_inference(node)
     )
 
 
-def _is_inference(node: ir.Node) -> bool:
+def is_inference(node: ir.Node) -> bool:
+    """Whether the node is a BatchNormalization with fixed statistics, which alone are read."""
     return (
         node.op_type == "BatchNormalization"
         and not node.attributes.get_int("training_mode", 0)
@@ -53,7 +54,7 @@ def _fold(graph: ir.Graph, norm: ir.Node) -> int:
     """Fold one; 1 if it could be done."""
     layer = sole_producer(norm.inputs[0], WEIGHTED)
     weight = None if layer is None else constant_input(layer, 1)
-    affine = _affine_of(norm)
+    affine = affine_of(norm)
     if layer is None or weight is None or affine is None:
         return 0
     factor, shift = affine
@@ -79,7 +80,7 @@ def _fold_into_next(graph: ir.Graph, norm: ir.Node) -> int:
     """Fold one into the layer behind it; 1 if it could be done."""
     layer = sole_reader(norm.outputs[0])
     weight = None if layer is None else constant_input(layer, 1)
-    affine = _affine_of(norm)
+    affine = affine_of(norm)
     if layer is None or layer.op_type not in WEIGHTED or layer.inputs[0] is not norm.outputs[0]:
         return 0
     if weight is None or affine is None or not _contracts_channels(layer, weight):
@@ -158,8 +159,9 @@ def _kernel(weight: Array) -> int:
     return int(np.prod(weight.shape[2:], dtype=np.int64))
 
 
-def _affine_of(norm: ir.Node) -> tuple[Channels, Channels] | None:
-    """``(a, shift − a · mean)`` per channel, in float64."""
+def affine_of(norm: ir.Node) -> tuple[Channels, Channels] | None:
+    """``(a, shift − a · mean)`` per channel, in float64; None where they are not constants, or
+    where a variance is not positive."""
     constants = [constant_input(norm, index) for index in range(1, 5)]
     scale, shift, mean, variance = (
         None if array is None else array.astype(np.float64) for array in constants

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnxq.export.rewrites.edit import add_constant, constant_input, dims_of, substitute
 
-__all__ = ["negative_pad_to_slice"]
+__all__ = ["negative_pad_to_slice", "pads_of"]
 
 
 def negative_pad_to_slice(model: ir.Model) -> int:
@@ -22,7 +22,7 @@ def negative_pad_to_slice(model: ir.Model) -> int:
 
 
 def _slice(graph: ir.Graph, pad: ir.Node) -> int:
-    dims, pads = dims_of(pad.inputs[0]), _pads_of(pad)
+    dims, pads = dims_of(pad.inputs[0]), pads_of(pad)
     if dims is None or pads is None or min(pads, default=0) >= 0:
         return 0
     mode = pad.attributes.get_string("mode", "constant")
@@ -48,7 +48,7 @@ def _slice(graph: ir.Graph, pad: ir.Node) -> int:
     return 1
 
 
-def _pads_of(pad: ir.Node) -> list[int] | None:
+def pads_of(pad: ir.Node) -> list[int] | None:
     """All paddings, those before every axis and then those behind; None if they are computed."""
     given, rank = constant_input(pad, 1), len(dims_of(pad.inputs[0]) or ())
     if given is None or len(pad.inputs) < 4 or pad.inputs[3] is None:
