@@ -12,7 +12,9 @@ from onnxq.artifacts import FusionAudit
 from onnxq.calibrate.readers import SampleReader
 from onnxq.cli import main
 from onnxq.graph import load_model
+from onnxq.target import load_target
 from onnxq.verify.audit import audit, gives_wrong_numbers
+from onnxq.verify.expected import _FOLDED, _INTEGER, _MOVERS
 from onnxq.verify.fusion import audit_fusion, executed, fusion_lines, numbered
 from tests.quantize.nets import Net, residual
 
@@ -281,3 +283,11 @@ def test_a_weight_along_another_axis_is_refused_as_the_runtime_computes_wrong_nu
         assert ended.value.code == (1 if found[axis][1] else 0)
     assert found == {0: (True, True), 1: (False, False)}
     assert "computes wrong numbers from that" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["ort-x86", "ort-arm64"])
+def test_the_profile_of_the_target_names_the_same_operators_as_integer(name):
+    runs = {entry.op: entry.runs for entry in load_target(name).operators}
+    integer = {op for op, where in runs.items() if where == "software integer"}
+    assert integer == _INTEGER | _MOVERS | {"ArgMax"}
+    assert {op for op, where in runs.items() if where == "folded"} >= _FOLDED
