@@ -21,7 +21,7 @@ import numpy as np
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
 from onnxq.calibrate.readers import SampleReader
-from onnxq.recipe import load_recipe
+from onnxq.recipe_file import load_recipe
 from onnxq.runtime import Session
 from onnxq.samples import Samples
 from onnxq.sources import open_source

@@ -324,7 +324,7 @@ def _verify(work: _Work, outcome: Outcome) -> Outcome:
             quantized=quantized,
         )
         todo = {folder: evidence} | {
-            folder / twin.target.name: replace(
+            folder / twin.target.slug: replace(
                 evidence,
                 int8=twin.model,
                 target=twin.target,
@@ -381,9 +381,9 @@ def _hand_off(work: _Work, outcome: Outcome) -> Outcome:
                     model=twin.model,
                     quantized=load_record(QuantizedModel, twin.record),
                     report=judged,
-                    report_folder=work.path("verify", twin.target.name),
+                    report_folder=work.path("verify", twin.target.slug),
                     target=twin.target,
-                    folder=folder / twin.target.name,
+                    folder=folder / twin.target.slug,
                 )
         return None
 

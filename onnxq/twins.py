@@ -31,7 +31,7 @@ class Twin:
         kind = "u8" if target.activation_type == IntType.UINT8 else "s8"
         stem = f"{int8.stem}-{kind}" if self.is_other else int8.stem
         self.model = int8.with_name(f"{stem}.onnx")
-        self.record = int8.with_name(f"{stem}.{target.name}.json")
+        self.record = int8.with_name(f"{stem}.{target.slug}.json")
 
 
 def twins_of(int8: Path, target: Target, names: Sequence[str]) -> tuple[Twin, ...]:
@@ -69,6 +69,6 @@ def _records(
     kind: type[R], twins: Sequence[Twin], folder: Path, name: str
 ) -> Iterator[tuple[str, R]]:
     for twin in twins:
-        path = folder / twin.target.name / name
+        path = folder / twin.target.slug / name
         if path.is_file():
             yield twin.target.name, load_record(kind, path)

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from onnxq.errors import RecipeError
-from onnxq.recipe import Recipe, load_recipe
+from onnxq.recipe import Recipe
+from onnxq.recipe_file import load_recipe
 
 WHOLE = """\
 name: tiny

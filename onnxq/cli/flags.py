@@ -16,7 +16,8 @@ from onnxq.cli.console import Screen
 from onnxq.cli.run import default_folder, run_recipe
 from onnxq.errors import UsageError, nearest
 from onnxq.pipeline import Stage
-from onnxq.recipe import Recipe, Waiver, load_recipe
+from onnxq.recipe import Recipe, Waiver
+from onnxq.recipe_file import load_recipe
 from onnxq.target import Target
 
 __all__ = [

@@ -73,7 +73,8 @@ def _run_again(
     """
     from onnxq.handoff.origin import find_recipe
     from onnxq.pipeline import run
-    from onnxq.recipe import load_recipe
+    from onnxq.recipe_file import load_recipe
+    from onnxq.target import load_target
 
     origin = _origin(record, bundle)
     place = given or find_recipe(origin, bundle)
@@ -87,7 +88,7 @@ def _run_again(
     outcome = run(recipe, folder, screen, progress=screen.progress)
     if outcome.bundle is not None and outcome.bundle.target == record.target:
         return folder / "handoff"
-    twin = folder / "handoff" / record.target
+    twin = folder / "handoff" / load_target(record.target).slug
     return twin if record.target in outcome.twin_bundles else None
 
 

@@ -9,7 +9,9 @@ from onnxq.cli.console import Screen, command_options, print_verdict
 from onnxq.errors import EXIT_PASSED, EXIT_WORSE
 from onnxq.pipeline import STAGES, Outcome, Stage
 from onnxq.pipeline import run as run_pipeline
-from onnxq.recipe import Recipe, load_recipe
+from onnxq.recipe import Recipe
+from onnxq.recipe_file import load_recipe
+from onnxq.target import load_target
 
 __all__ = ["run", "run_recipe"]
 
@@ -60,7 +62,11 @@ def run(  # noqa: PLR0913 - one parameter a flag
 
 def default_folder(recipe: Recipe, target: str | None, quick: bool) -> Path:
     """``build/<name>``, with the target and ``quick`` behind it where they are not the recipe's."""
-    parts = [recipe.name, *([target] if target else []), *(["quick"] if quick else [])]
+    parts = [
+        recipe.name,
+        *([load_target(target).slug] if target else []),
+        *(["quick"] if quick else []),
+    ]
     return (recipe.build or Path("build")) / "-".join(parts)
 
 
