@@ -11,6 +11,7 @@ from jaxtyping import Shaped
 
 from onnxq.artifacts import ValueFacts
 from onnxq.errors import AlreadyQuantizedError, ModelError
+from onnxq.shapes import infer_shapes
 from onnxq.store import atomic_file
 
 __all__ = [
@@ -66,7 +67,7 @@ def load_model(path: Path) -> onnx.ModelProto:
         if not model.graph.node and not model.opset_import:
             raise ModelError("is no ONNX model", where=str(path), do="give an .onnx file")
         onnx.checker.check_model(str(path))
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+        return infer_shapes(model, str(path))
     except (
         DecodeError,
         UnicodeDecodeError,  # names that are no text
@@ -141,8 +142,9 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
         if model.ByteSize() < EXTERNAL_DATA_BYTES:
             temporary.write_bytes(model.SerializeToString(deterministic=True))
         else:
-            data = path.with_suffix(".onnx.data")
-            onnx.save_model(model, str(temporary), save_as_external_data=True, location=data.name)
+            data, copy = path.with_suffix(".onnx.data"), onnx.ModelProto()
+            copy.CopyFrom(model)  # what is saved so is left without its weights
+            onnx.save_model(copy, str(temporary), save_as_external_data=True, location=data.name)
             temporary.with_name(data.name).replace(data)
 
 

@@ -46,7 +46,10 @@ def test_a_saved_model_comes_back_and_its_file_is_the_same_each_time(tmp_path):
 
 def test_a_large_model_lies_beside_its_data_and_is_refused_without_them(tmp_path, monkeypatch):
     monkeypatch.setattr(graph, "EXTERNAL_DATA_BYTES", 100)
-    save_model(model_of(LAYER, w=np.ones((4, 3, 30, 30), np.float32)), tmp_path / "m.onnx")
+    model = model_of(LAYER, w=np.ones((4, 3, 30, 30), np.float32))
+    save_model(model, tmp_path / "m.onnx")
+    assert parameter_count(model) == 4 * 3 * 900
+    assert not model.graph.initializer[0].external_data
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
     assert parameter_count(load_model(tmp_path / "m.onnx")) == 4 * 3 * 900
     (tmp_path / "m.onnx.data").unlink()

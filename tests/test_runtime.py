@@ -61,5 +61,14 @@ def test_the_executed_graph_is_the_fused_one(tmp_path):
     assert "Relu" not in executed
 
 
+def test_the_executed_graph_of_weights_in_a_file_of_their_own_is_read_without_them(tmp_path):
+    net = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 17]>
+    g (float[1,64] x) => (float[1,64] y) { h = MatMul(x, w)  y = Relu(h) }""")
+    net.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), "w"))
+    onnx.save(net, tmp_path / "m.onnx", save_as_external_data=True, location="m.onnx.data")
+    executed = [node.op_type for node in executed_operators(tmp_path / "m.onnx").graph.node]
+    assert "MatMul" in executed
+
+
 def test_the_processor_names_its_architecture_first():
     assert cpu_flags()[0]

@@ -60,6 +60,10 @@ class _Graph:
         """What the node takes that is computed."""
         return [name for name in node.input if name and name not in self._constants]
 
+    def has_weight(self, node: onnx.NodeProto) -> bool:
+        """Whether the node multiplies by something that was learned, not by a computed value."""
+        return node.op_type in WEIGHTED and len(self.data(node)) < 2
+
     def before(self, names: Iterable[str]) -> set[int]:
         """Numbers of all nodes that ``names`` are computed by."""
         found: set[int] = set()
@@ -119,7 +123,8 @@ class _Graph:
         for index in sorted(numbers):
             node = self.nodes[index]
             outside = all(self._makers.get(name) not in kept for name in self.data(node))
-            if node.op_type in MOVERS and outside:
+            fixed = node.op_type == "Concat" or len(self.data(node)) == 1  # not by computed indices
+            if node.op_type in MOVERS and outside and fixed:
                 kept.discard(index)
         return kept if any(self.nodes[i].op_type not in MOVERS for i in kept) else set()
 
@@ -186,7 +191,7 @@ def _indices(graph: _Graph) -> Proposal | None:
         return None
     outputs = [name for index in makers for name in graph.nodes[index].output if name]
     geometry = graph.before(outputs)
-    if any(graph.nodes[index].op_type in WEIGHTED for index in geometry):
+    if any(graph.has_weight(graph.nodes[index]) for index in geometry):
         return None
     rest = set(range(len(graph.nodes))) - geometry
     split = graph.split({"Geometry": geometry, "Network": rest})

@@ -63,6 +63,11 @@ def test_what_the_model_may_not_be_fed_is_refused(value, says):
         reader().check("x", np.full(SHAPE, value))
 
 
+def test_a_number_that_is_no_array_is_refused_in_words():
+    with pytest.raises(ContractError, match="`x` is int64; the model takes float32"):
+        reader().check("x", 1)
+
+
 @pytest.mark.parametrize("shape", [(4, 4, 4), (1, 4, 4, 5), (2, 4, 4, 4), (1, 1, 4, 4, 4), ()])
 def test_another_shape_is_refused(shape):
     with pytest.raises(ContractError, match=r"has shape .*, not \(1, 4, 4, 4\)"):

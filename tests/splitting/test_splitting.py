@@ -277,3 +277,31 @@ def test_a_part_whose_input_the_host_makes_of_a_graph_input_has_its_domain(tmp_p
     frame, series = manifest.parts
     assert [value.domain for value in (*frame.inputs, *frame.outputs)] == [(0.0, 1.0), None]
     assert [value.domain for value in (*series.inputs, *series.outputs)] == [None, (-5.0, 5.0)]
+
+
+def test_values_at_computed_positions_are_gathered_by_the_network_and_not_by_the_host(
+    tmp_path: Path,
+) -> None:
+    text = (
+        HEAD
+        + """points (float[1,16,3] x, float[1,3,16] f) => (float[1,3,4] y) {
+      turned = Transpose<perm = [0, 2, 1]>(x)
+      products = MatMul(x, turned)
+      sizes = ReduceSum<keepdims = 0>(products, axes)
+      values, which = TopK(sizes, k)
+      long = Reshape(which, flat)
+      near = Gather<axis = 2>(f, long)
+      y = Relu(near)
+    }"""
+    )
+    constants = {"axes": np.array([2]), "k": np.array([4]), "flat": np.array([4])}
+    path = written(tmp_path / "points.onnx", text, **constants)
+    (proposal,) = propose(load_model(path))
+    geometry, network = proposal.split.parts
+    assert [value.tensor for value in geometry.outputs] == ["which"]
+    assert [value.tensor for value in network.inputs] == ["f", "long"]
+    row = one_input((1, 16, 3)) | {"f": weights(1, 3, 16)}
+    _, parts = cut(path, proposal.split)
+    np.testing.assert_array_equal(
+        parts.run(row)["y"], Session(path, optimization="none").run(row)["y"]
+    )

@@ -43,13 +43,14 @@ class Contract:
         self.inputs: dict[str, Facts] = {value["name"]: value for value in facts["inputs"]}
         self.outputs: dict[str, Facts] = {value["name"]: value for value in facts["outputs"]}
 
-    def check(self, name: str, array: Array, *, any_domain: bool = False) -> Array:
-        """``array``, if it may be fed as the input ``name``: its type, its shape, its values.
+    def check(self, name: str, value: Any, *, any_domain: bool = False) -> Array:
+        """``value``, an array, if it may be fed as the input ``name``: its type, its shape, its values.
 
         Raises ContractError for another type or shape, for NaN, and, unless ``any_domain``, for
         infinities and values outside the declared domain.
         """
         facts = self._facts(name)
+        array: Array = np.asarray(value)  # a plain number is refused in words
         if array.dtype != np.dtype(facts["dtype"]):
             raise ContractError(f"`{name}` is {array.dtype}; the model takes {facts['dtype']}")
         if array.ndim != len(facts["shape"]):
