@@ -22,6 +22,7 @@ from onnxq.export.rewrites.fold_pad import fold_pad
 from onnxq.export.rewrites.gemm import matmul_add_to_gemm
 from onnxq.export.rewrites.global_pool import mean_to_global_pool, whole_pool_to_global_pool
 from onnxq.export.rewrites.high_rank import lower_ranks
+from onnxq.export.rewrites.identity import drop_identities
 from onnxq.export.rewrites.l2_norm import lower_lp_normalization, lower_sums_of_squares
 from onnxq.export.rewrites.lone_norm import norm_to_conv
 from onnxq.export.rewrites.pad import negative_pad_to_slice
@@ -184,10 +185,10 @@ def _rewritten(model: onnx.ModelProto, rewrite: Rewrite) -> tuple[int, onnx.Mode
 
 def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
     """Constants as initializers; identities, dead nodes, unread constants and notes dropped."""
-    graph = ir.from_proto(model)
+    lift = common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
+    graph = lift(ir.from_proto(model)).model
+    drop_identities(graph)
     for tidy in (
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),
         common.ClearMetadataAndDocStringPass(),

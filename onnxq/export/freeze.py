@@ -8,6 +8,7 @@ import onnx
 
 from onnxq.errors import ModelError, nearest
 from onnxq.recipe import ValueSection
+from onnxq.shapes import infer_shapes
 
 __all__ = ["freeze", "refuse_half", "refuse_subgraphs"]
 
@@ -66,7 +67,7 @@ def freeze(
                     _set_or_name(dim, size, symbols, "")
     _refuse_free(inputs.values())
     _resolve(copy, symbols, batch)
-    shaped = onnx.shape_inference.infer_shapes(copy, data_prop=True)
+    shaped = infer_shapes(copy, "model")
     fed = [value for value in shaped.graph.input if value.name in inputs]
     _refuse_impossible(fed, _MOST_INPUT_ELEMENTS, least=1)
     _refuse_impossible((*shaped.graph.value_info, *shaped.graph.output), _MOST_ELEMENTS, least=0)

@@ -151,6 +151,26 @@ def test_an_output_that_is_an_input_survives():
     assert_same(model, cleaned, x=random(2))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Relu(x)\nz = Identity(y)",
+        "z = Relu(x)\ny = Identity(z)",
+        "y = Identity(x)\nz = Identity(x)",
+        "a = Relu(x)\ny = Identity(a)\nz = Identity(a)",
+        "y = Relu(x)\na = Unsqueeze(y, k)\nz = Squeeze(a, k)",
+        "y = Relu(x)\na = Identity(c)\nz = Identity(a)",
+    ],
+)
+def test_outputs_that_are_the_same_keep_their_names(body):
+    used = {"k": np.array([0]), "c": random(2)}
+    constants = {n: a for n, a in used.items() if f"{n})" in body and f"{n} = " not in body}
+    model = graph(f"g (float[2] x) => (float[2] y, float[2] z) {{ {body} }}", **constants)
+    cleaned, _ = clean(model)
+    assert [value.name for value in cleaned.graph.output] == ["y", "z"]
+    assert_same(model, cleaned, x=random(2))
+
+
 def test_inputs_with_a_default_are_constants():
     model = graph("g (float[2,3] x, float[3] b) => (float[2,3] y) { y = Add(x, b) }", b=random(3))
     cleaned, _ = clean(model)

@@ -1,4 +1,4 @@
-"""Pad of zeros → the padding of the Conv behind it: a Pad has no integer kernel, that needs none."""
+"""Pad of zeros → the padding of the Conv behind it, which costs nothing; a Pad runs in float."""
 
 import onnx_ir as ir
 
