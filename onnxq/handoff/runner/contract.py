@@ -44,7 +44,7 @@ class Contract:
         self.outputs: dict[str, Facts] = {value["name"]: value for value in facts["outputs"]}
 
     def check(self, name: str, value: Any, *, any_domain: bool = False) -> Array:
-        """``value``, an array, if it may be fed as the input ``name``: its type, its shape, its values.
+        """``value`` as an array, if it may be fed as the input ``name``: type, shape and values.
 
         Raises ContractError for another type or shape, for NaN, and, unless ``any_domain``, for
         infinities and values outside the declared domain.
