@@ -142,8 +142,9 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
         if model.ByteSize() < EXTERNAL_DATA_BYTES:
             temporary.write_bytes(model.SerializeToString(deterministic=True))
         else:
-            data = path.with_suffix(".onnx.data")
-            onnx.save_model(model, str(temporary), save_as_external_data=True, location=data.name)
+            data, copy = path.with_suffix(".onnx.data"), onnx.ModelProto()
+            copy.CopyFrom(model)  # what is saved so is left without its weights
+            onnx.save_model(copy, str(temporary), save_as_external_data=True, location=data.name)
             temporary.with_name(data.name).replace(data)
 
 
