@@ -307,6 +307,8 @@ def _verify(work: _Work, outcome: Outcome) -> Outcome:
     }
 
     def write(folder: Path) -> object:
+        from onnxq.graph import load_model
+        from onnxq.handoff.hazards import hazards
         from onnxq.verify.metrics import Task
         from onnxq.verify.stage import Evidence, verify
 
@@ -322,6 +324,7 @@ def _verify(work: _Work, outcome: Outcome) -> Outcome:
             exported=exported,
             calibration=calibration,
             quantized=quantized,
+            hazards=hazards(load_model(work.path("quantize", INT8)), work.target),
         )
         todo = {folder: evidence} | {
             folder / twin.target.slug: replace(

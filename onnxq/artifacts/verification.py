@@ -276,6 +276,7 @@ class VerificationReport(Record):
     float_nodes: tuple[FloatNode, ...] = ()
     sizes: tuple[SizeLine, ...] = ()
     parts: PartsCheck | None = None
+    saturation: tuple[SaturationRow, ...] = ()
     macs: int = 0
     executions: tuple[NodeExecution, ...] = ()
     fused_against_unfused: OutputDistance | None = None

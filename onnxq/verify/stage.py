@@ -17,6 +17,7 @@ from onnxq.artifacts import (
     Manifest,
     OutputDistance,
     QuantizedModel,
+    SaturationRow,
     SizeLine,
     ValueFacts,
     VerificationReport,
@@ -53,6 +54,7 @@ from onnxq.verify.parts import (
     shipped_session,
 )
 from onnxq.verify.report.write import write_reports
+from onnxq.verify.saturation import saturation, saturation_findings
 from onnxq.verify.tasks import check_labels
 
 __all__ = ["Evidence", "verify"]
@@ -62,6 +64,7 @@ _SEMANTICS: Mapping[str, tuple[Optimization, Optimization]] = {
     "graph": ("none", "full"),
 }
 PARTS_SAMPLES = 128  # samples on which the parts are held against the whole
+SATURATION_SAMPLES = 8  # samples on which sums of pairs are counted
 LAYER_SAMPLES = 32  # samples on which every tensor is compared
 
 
@@ -70,7 +73,7 @@ class Evidence:
     """The files that are compared, and what is known of how they were made.
 
     ``fp32`` is the graph as it was exported, ``rewritten`` its canonical form, ``int8`` the file
-    that ships, or that the parts which ship were cut from.
+    that ships, or that the parts which ship were cut from. ``hazards`` were found in that file.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Evidence:
     exported: ExportedModel | None = None
     calibration: CalibrationResult | None = None
     quantized: QuantizedModel | None = None
+    hazards: tuple[Finding, ...] = ()
 
     @property
     def parts(self) -> Manifest | None:
@@ -128,6 +132,7 @@ def verify(
             evidence.int8, evidence.parts, evidence.target,
             samples.thinned(PARTS_SAMPLES), progress,
         )  # fmt: skip
+    saturated = _saturation(evidence, samples)
     comparison = compare_models(task, predicted.by_variant, samples, evidence.target)
     gates = judge_all(section, task, predicted.by_variant, samples)
     verdict, reasons = overall(
@@ -151,12 +156,17 @@ def verify(
         float_nodes=evidence.quantized.float_nodes if evidence.quantized else (),
         sizes=_sizes(evidence),
         parts=parts,
+        saturation=saturated,
         macs=sum(macs_of(node) for node in model.graph),
         fused_against_unfused=predicted.fused_against_unfused,
         calibration=evidence.calibration.choice if evidence.calibration else None,
         passport=evidence.calibration.passport if evidence.calibration else None,
         parity=evidence.exported.parity if evidence.exported else (),
-        findings=(*_findings(evidence, samples), *executions.findings),
+        findings=(
+            *_findings(evidence, samples),
+            *executions.findings,
+            *saturation_findings([row for row in saturated if row.verdict == "does"]),
+        ),
         waived=tuple(f"{waiver.name}: {waiver.reason}" for waiver in section.waive),
         provenance=provenance(section.model_dump(mode="json")),
     )
@@ -204,6 +214,14 @@ def _predict(evidence: Evidence, task: Task, samples: Samples, progress: Progres
         for variant, rows in outputs.items()
     }
     return _Predicted(predictions, levels.record)
+
+
+def _saturation(evidence: Evidence, samples: Samples) -> tuple[SaturationRow, ...]:
+    """Sums of pairs on a few samples, where a processor of the target may keep them in 16 bits."""
+    processor = evidence.target.processor
+    if processor is None or processor.family != "x86-64" or processor.saturates is False:
+        return ()
+    return saturation(evidence.int8, samples.thinned(SATURATION_SAMPLES))
 
 
 def _check_batch_axis(outputs: Mapping[str, np.ndarray]) -> None:
@@ -263,6 +281,7 @@ def _findings(evidence: Evidence, samples: Samples) -> tuple[Finding, ...]:
     found = [
         *(evidence.exported.findings if evidence.exported else ()),
         *(evidence.quantized.findings if evidence.quantized else ()),
+        *evidence.hazards,
     ]
     if evidence.calibration is not None:
         choice = evidence.calibration.choice

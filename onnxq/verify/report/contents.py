@@ -21,6 +21,7 @@ __all__ = [
     "fusion",
     "layers",
     "ranges",
+    "saturation",
     "sizes",
     "worst",
 ]
@@ -56,6 +57,38 @@ def layers(report: VerificationReport) -> Section:
         "Edge AI's distances (l2r: ‖error‖ / ‖reference‖; nse: Nash–Sutcliffe, best 1)."
     )
     return Section("layers", "Tensors", lead, (table,))
+
+
+def saturation(report: VerificationReport) -> Section:
+    """What would happen on x86 processors that keep sums of pairs in 16 bits."""
+    rows = [row for row in report.saturation if row.verdict != "cannot"]
+    table = make_table(
+        (
+            *code_columns("Node"),
+            *text_columns("Operator", "Saturates"),
+            *number_columns(
+                "Channels that can", "of", "Largest pair sum", "Saturated (%)", "Changed (%)"
+            ),
+        ),
+        rows,
+        lambda row: (
+            row.node,
+            row.op_type,
+            row.verdict,
+            integer(row.channels),
+            integer(row.of_channels),
+            integer(row.worst_sum),
+            MISSING if row.saturated is None else percent(row.saturated / (row.pair_sums or 1)),
+            MISSING if row.changed is None else percent(row.changed),
+        ),
+        lambda row: row.verdict == "does",
+    )
+    lead = (
+        "On x86 processors without VNNI two products of uint8 and int8 are added in 16 bits, which "
+        "end at 32,767. What these nodes would do there, on a few of the samples; this machine "
+        "counted it in integers."
+    )
+    return Section("saturation", "Saturation on x86 without VNNI", lead, (table,), folded=True)
 
 
 def ranges(report: VerificationReport) -> Section:

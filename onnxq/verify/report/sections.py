@@ -3,7 +3,16 @@
 from collections.abc import Iterable, Sequence
 
 from onnxq.artifacts import VerificationReport
-from onnxq.verify.report.contents import audit, coverage, float_nodes, fusion, layers, ranges, sizes
+from onnxq.verify.report.contents import (
+    audit,
+    coverage,
+    float_nodes,
+    fusion,
+    layers,
+    ranges,
+    saturation,
+    sizes,
+)
 from onnxq.verify.report.observations import ClassAgreement, Pairs
 from onnxq.verify.report.origin import calibration, files, findings, parity
 from onnxq.verify.report.passport import passport
@@ -28,6 +37,7 @@ def sections(
         ranges(report),
         coverage(report),
         fusion(report),
+        saturation(report),
         float_nodes(report),
         audit(report),
         sizes(report),
