@@ -99,7 +99,7 @@ def read_dump(path: Path, known: KnownLayers) -> Dump:
     if path.suffix in _RAW:
         return Dump(_raw(path, known), (), ())
     if path.suffix == ".npz":
-        arrays = _arrays_of(path)
+        arrays = _layers_alone(_arrays_of(path))
     elif path.suffix == ".csv":
         arrays = _table(path)
     else:
@@ -123,6 +123,12 @@ def _arrays_of(path: Path) -> dict[str, Array]:
             return dict(archive)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as fault:
         raise DataError(f"cannot be read: {fault}", where=str(path), do="write it again") from fault
+
+
+def _layers_alone(arrays: dict[str, Array]) -> dict[str, Array]:
+    """The layers of a file that is written as ``layers.npz`` is; of any other all arrays."""
+    layers = {key: array for key, array in arrays.items() if key.startswith("layer.")}
+    return {key.removeprefix("layer."): array for key, array in layers.items()} or arrays
 
 
 def _table(path: Path) -> dict[str, Array]:

@@ -96,6 +96,13 @@ def test_layers_are_found_by_tensor_node_or_order(bundle, right, tmp_path, kind,
     assert dump.unknown == ()
 
 
+def test_the_bundles_own_layers_are_a_dump_without_departure(bundle):
+    known = known_layers(bundle)
+    found = compare_layers(known, read_dump(bundle / "layers.npz", known))
+    assert [departure.layer.name for departure in found] == list(known.integers)
+    assert {departure.verdict for departure in found} <= {"equal", "rounding", "follows"}
+
+
 @pytest.mark.parametrize("suffix", ["bin", "raw", "dat"])
 def test_a_raw_file_holds_all_layers_in_their_order(bundle, right, tmp_path, suffix):
     path = tmp_path / f"dump.{suffix}"
