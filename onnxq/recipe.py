@@ -78,7 +78,12 @@ class Tolerance(Section):
 
 
 class ExportSection(Section):
-    """Where the FP32 graph comes from: a torch network and its checkpoint, or an ``.onnx`` file."""
+    """Where the FP32 graph comes from: a torch network and its checkpoint, or an ``.onnx`` file.
+
+    ``rewrites`` are wanted beside those that every target and the recipe's own one get;
+    ``split_concats`` names Concats of the canonical graph whose branches are multiplied apart by the
+    layer behind, each with a scale of its own.
+    """
 
     network: str | None = None
     arguments: dict[str, Any] = {}
@@ -89,6 +94,8 @@ class ExportSection(Section):
     opset: Annotated[int, Ge(13), Le(23)] = 17
     inputs: tuple[ValueSection, ...] = ()
     outputs: tuple[ValueSection, ...] = ()
+    rewrites: tuple[str, ...] = ()
+    split_concats: tuple[str, ...] = ()
     tolerance: Tolerance = Tolerance()
 
     @model_validator(mode="after")

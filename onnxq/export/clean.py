@@ -27,6 +27,7 @@ from onnxq.export.rewrites.l2_norm import lower_lp_normalization, lower_sums_of_
 from onnxq.export.rewrites.lone_norm import norm_to_conv
 from onnxq.export.rewrites.pad import negative_pad_to_slice
 from onnxq.export.rewrites.reshape import drop_allowzero, merge_reshapes
+from onnxq.export.rewrites.split_concat import split_concats
 from onnxq.export.rewrites.transpose import merge_transposes
 from onnxq.export.rewrites.views import sink_views
 
@@ -59,7 +60,7 @@ TARGET_REWRITES: dict[str, tuple[str, Rewrite]] = {
     "expand to copies": ("made copies of {} Expand", expand_to_copies),
 }
 _MOST_ROUNDS = 8  # what one rewrite leaves another may take up; five are the most that was seen
-MOST_STEPS = len(REWRITES) + len(TARGET_REWRITES) + 4  # CastLike, onnxsim, opset and names
+MOST_STEPS = len(REWRITES) + len(TARGET_REWRITES) + 5  # CastLike, onnxsim, opset, names, Concats
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,15 @@ def clean(
 
 
 def cleaning(
-    model: onnx.ModelProto, opset: int | None = None, rewrites: Sequence[str] = ()
+    model: onnx.ModelProto,
+    opset: int | None = None,
+    rewrites: Sequence[str] = (),
+    concats: Sequence[str] = (),
 ) -> Iterator[CleanStep]:
-    """Every step of ``clean`` with the graph it leaves, so that each can be judged by itself."""
+    """Every step of ``clean`` with the graph it leaves, so that each can be judged by itself.
+
+    ``concats`` are split last: their names are those of the canonical graph.
+    """
     table = _table(rewrites)
     count, current = _rewritten(_tidied(_without_constant_inputs(model)), resolve_castlike)
     if count:
@@ -101,7 +108,13 @@ def cleaning(
         what = f"opset {opset_of(current)} → {opset}"
         current = _tidied(convert_opset(current, opset))
         yield CleanStep(what, current)
-    yield CleanStep(f"named {len(current.graph.node)} nodes", _canonical(current))
+    current = _canonical(current)
+    yield CleanStep(f"named {len(current.graph.node)} nodes", current)
+    if concats:
+        graph = ir.from_proto(onnx.shape_inference.infer_shapes(current, data_prop=True))
+        count = split_concats(graph, concats)
+        current = _canonical(_tidied(ir.to_proto(graph)))
+        yield CleanStep(f"split {count} layers behind {', '.join(concats)} by channels", current)
 
 
 def _table(names: Sequence[str]) -> dict[str, Rewrite]:
@@ -109,7 +122,7 @@ def _table(names: Sequence[str]) -> dict[str, Rewrite]:
     for name in names:
         if name not in TARGET_REWRITES:
             what = f"there is no rewrite `{name}`; {nearest(name, TARGET_REWRITES)}"
-            raise UsageError(what, where="rewrites of the target")
+            raise UsageError(what, where="rewrites of the recipe or target")
     wanted = (entry for name, entry in TARGET_REWRITES.items() if name in names)
     return REWRITES | dict(wanted)
 

@@ -81,7 +81,9 @@ def export(  # noqa: PLR0913  (one keyword for each thing that an export looks a
         source = _from_file(section, section.model, target, samples)
     else:
         source = _from_network(section, target, search, samples)
-    checks, steps, model = _cleaned(source, section, target.rewrites, progress)
+    checks, steps, model = _cleaned(
+        source, section, (*target.rewrites, *section.rewrites), progress
+    )
     _check_outputs(section.outputs, values_of(model)[1])
     save_model(source.model, folder / AS_IT_CAME)
     save_model(model, folder / MODEL)
@@ -247,7 +249,9 @@ def _cleaned(
     before = first = _run_all(source.model, source.sets)
     lines: list[str] = []
     step: CleanStep | None = None
-    for step in _shown(cleaning(source.model, source.opset, rewrites), progress):
+    for step in _shown(
+        cleaning(source.model, source.opset, rewrites, section.split_concats), progress
+    ):
         after = _run_all(step.model, source.sets)
         worst = [
             require(
