@@ -81,8 +81,8 @@ class ExportSection(Section):
     """Where the FP32 graph comes from: a torch network and its checkpoint, or an ``.onnx`` file.
 
     ``rewrites`` are wanted beside those that every target and the recipe's own one get;
-    ``split_concats`` names Concats of the canonical graph whose branches are multiplied apart by the
-    layer behind, each with a scale of its own.
+    ``split_concats`` names Concats of the canonical graph whose branches are multiplied apart by
+    the layer behind, each with a scale of its own.
     """
 
     network: str | None = None

@@ -131,8 +131,8 @@ def _joins(subject: Subject, heads: dict[ir.Node, str], ratio: float) -> Iterato
             "it",
             do="give boxes and scores an output each"
             if head
-            else "name it in the recipe's `export.split_concats`, so that the layer behind multiplies "
-            "the branches apart, or scale the branches alike",
+            else "name it in the recipe's `export.split_concats`, so that the layer behind "
+            "multiplies the branches apart, or scale the branches alike",
         )
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import ExportError
-from onnxq.export.clean import clean
+from onnxq.export.clean import clean, cleaning
 from onnxq.export.rewrites.split_concat import split_concats
 
 from .growing import assert_same_function
@@ -95,6 +95,15 @@ def test_what_does_not_sum_over_the_branches_is_refused(call, made, shape):
     model = branches(call, made, w=random(*shape))
     with pytest.raises(ExportError, match="no layer behind `join`"):
         split_concats(ir.from_proto(model), ["join"])
+
+
+def test_a_recipe_names_the_concats_and_the_canonical_graph_has_them_split():
+    model = branches("Conv(j, w)", "[1,4,4,4]", w=random(4, 5, 1, 1))
+    *_, last = cleaning(model, None, (), ("concat_1",))
+    assert last.what == "split 1 layers behind concat_1 by channels"
+    assert operators(last.model) == ["Conv", "Conv", "Add"]
+    assert all(node.name for node in last.model.graph.node)
+    assert_same_function(model, last.model)
 
 
 def test_a_name_that_is_no_concat_is_corrected():
