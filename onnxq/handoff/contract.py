@@ -136,7 +136,9 @@ def _of_input(facts: ValueFacts, value: ir.Value) -> InputOutput:
         note = "the file does not quantize it: feed it as it is"
     elif len(found) > 1:
         note = "the file quantizes it in several ways: keep it float. " + "; ".join(sorted(found))
-    node = next(iter(found.values())) if len(found) == 1 else None
+    elif _is_taken_exactly(value):
+        note = "part of the graph takes it before it is quantized: keep it float"
+    node = next(iter(found.values())) if len(found) == 1 and not note else None
     return _entry(facts, "input", _layout(value), node, note)
 
 
@@ -179,6 +181,17 @@ def _first_quantizers(value: ir.Value) -> list[ir.Node]:
         elif node.op_type in _MOVERS and node.inputs[0] is value:
             found += [quantizer for moved in node.outputs for quantizer in _first_quantizers(moved)]
     return found
+
+
+def _is_taken_exactly(value: ir.Value) -> bool:
+    """Whether a node that computes takes ``value`` as it is given, past pure data movers."""
+    for node in value.consumers():
+        if node.op_type in _MOVERS and node.inputs[0] is value:
+            if any(_is_taken_exactly(moved) for moved in node.outputs):
+                return True
+        elif node.op_type not in (QUANTIZE, DEQUANTIZE, "Shape"):
+            return True
+    return False
 
 
 def _parameters(node: ir.Node) -> AffineParameters:

@@ -110,6 +110,10 @@ def int8_of(tiny: Any) -> onnx.ModelProto:
     return onnx.load(tiny.build / "quantize" / "int8.onnx")
 
 
+def contract_of(bundle: Path) -> dict[str, Any]:
+    return json.loads((bundle / "contract.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def rppg(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unsplit canonical graph of models/rppg with a free batch, as for an onnxruntime."""
@@ -353,7 +357,7 @@ class Firmware:
 
     @property
     def contract(self) -> dict[str, Any]:
-        return json.loads((self.bundle / "contract.json").read_text())
+        return contract_of(self.bundle)
 
     def judge(self, own: str, *macros: str) -> subprocess.CompletedProcess[str]:
         """The bundle's self-test of conversions, with those of a programmer in their place."""
@@ -848,6 +852,12 @@ def test_b5_05_coordinates_reach_the_neighbour_search_unrounded(onnxq, tmp_path)
     assert "conv_1" in ended.json["record"]["quantized_nodes"]
     chosen = [indices(tmp_path / name, points) for name in ("model.onnx", "int8.onnx")]
     np.testing.assert_array_equal(*chosen)
+    packed = onnxq("handoff", tmp_path / "int8.onnx", "--allow-unverified", "-o", tmp_path / "b")
+    assert packed.code == 0, packed.err
+    known = {value["name"]: value for value in contract_of(tmp_path / "b")["inputs"]}
+    assert known["pos"]["quantization"] is None
+    assert "keep it float" in known["pos"]["note"]
+    assert known["f"]["quantization"]["type"] == "uint8"
 
 
 def indices(path: Path, points: dict[str, np.ndarray]) -> np.ndarray:

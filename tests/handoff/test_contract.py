@@ -127,6 +127,20 @@ def test_an_input_quantized_in_two_ways_stays_float():
     assert "several ways" in value.note
 
 
+@pytest.mark.parametrize("first", ["", "t = Transpose<perm=[0,3,1,2]>(x) "])
+def test_an_input_that_is_also_taken_as_it_is_stays_float(first):
+    exact = "t" if first else "x"
+    model = graph(data() + f"{first}a = Abs({exact}) r = Add(xd, a) " + ended())
+    value = of(model).inputs[0]
+    assert value.quantization is None
+    assert "before it is quantized" in value.note
+
+
+def test_the_shape_of_an_input_is_no_use_of_its_values():
+    model = graph(data() + "dims = Shape(x) r = Reshape(xd, dims) " + ended())
+    assert of(model).inputs[0].quantization is not None
+
+
 def test_a_record_with_another_scale_is_stale():
     model = between("r = Relu(xd)")
     scale = float(np.float32(0.1))
