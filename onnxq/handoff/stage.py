@@ -4,9 +4,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Shaped
-
 from onnxq.artifacts import (
     Bundle,
     ExportedModel,
@@ -42,12 +39,11 @@ from onnxq.splitting.manifest import MANIFEST
 from onnxq.store import atomic_folder, facts_of_file, load_record, save_record, sha256_of_file
 from onnxq.target import Target
 
-__all__ = ["BUNDLE_FILE", "hand_off"]
+__all__ = ["hand_off"]
 
 BUNDLE_FILE, SUMS_FILE, RECIPE_FILE = "bundle.json", "SHA256SUMS", "recipe.yaml"
 _REPORT_KINDS = frozenset({".html", ".md", ".json", ".xml"})
 _STAGE_NOTE = "stage.json"
-Array = Shaped[np.ndarray, "..."]
 
 
 @dataclass(frozen=True)

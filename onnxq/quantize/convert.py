@@ -10,36 +10,15 @@ from onnxq.errors import ModelError, ParityError, StaleRecordError, UsageError
 from onnxq.graph import load_model, save_model, values_of
 from onnxq.provenance import provenance
 from onnxq.qtypes import IntType
-from onnxq.quantize.shift import Shifted, activation_types, shift_activations
+from onnxq.quantize.shift import ELEMENT, OTHER, Shifted, shift_activations
 from onnxq.runtime import Session, in_parallel
 from onnxq.sample_checks import runs_of
 from onnxq.samples import Samples
 from onnxq.store import facts_of_file
 
-__all__ = ["both_forms", "convert", "converted_record", "require_same_numbers"]
+__all__ = ["convert", "converted_record", "require_same_numbers"]
 
-_SUFFIXES = {IntType.INT8: "-s8", IntType.UINT8: "-u8"}
-_ELEMENT = {IntType.INT8: onnx.TensorProto.INT8, IntType.UINT8: onnx.TensorProto.UINT8}
 _SHIFTS = {IntType.INT8: -128, IntType.UINT8: 128}
-_OTHER = {IntType.INT8: IntType.UINT8, IntType.UINT8: IntType.INT8}
-
-
-def both_forms(path: Path, samples: Samples) -> Conversion:
-    """Write the sister of an int8 or uint8 file beside it, ``…-u8.onnx`` or ``…-s8.onnx``.
-
-    Raises ModelError if the activations are of both types or of none, and as ``convert`` does.
-    """
-    found = activation_types(load_model(path))
-    if len(found) != 1:
-        kinds = " and ".join(sorted(found)) or "neither int8 nor uint8"
-        raise ModelError(
-            f"its activations are {kinds}: it has no sister of the other type",
-            where=path.name,
-            do="say with `onnxq convert --target` what they are to become",
-        )
-    to = _OTHER[next(iter(found))]
-    stem = path.stem.removesuffix("-s8").removesuffix("-u8")
-    return convert(path, to, samples, path.with_name(f"{stem}{_SUFFIXES[to]}.onnx"))
 
 
 def convert(path: Path, to: IntType, samples: Samples, output: Path) -> Conversion:
@@ -50,13 +29,13 @@ def convert(path: Path, to: IntType, samples: Samples, output: Path) -> Conversi
     Raises UsageError for another type, ModelError as ``shift_activations`` does or if there is
     nothing to convert, ParityError if the two differ.
     """
-    if to not in _OTHER:
+    if to not in OTHER:
         raise UsageError(f"activations can become int8 or uint8, not {to}", where=path.name)
     original = load_model(path)
     shifted = shift_activations(original, to, path.name)
     if not shifted.tensors:
         raise ModelError(
-            f"holds no {_OTHER[to]} activation that could become {to}",
+            f"holds no {OTHER[to]} activation that could become {to}",
             where=path.name,
             do="use it as it is, or quantize the FP32 model with `onnxq quantize`",
         )
@@ -65,7 +44,7 @@ def convert(path: Path, to: IntType, samples: Samples, output: Path) -> Conversi
     return Conversion(
         source=facts_of_file(path),
         converted=facts_of_file(output),
-        was=_OTHER[to],
+        was=OTHER[to],
         became=to,
         activations=len(shifted.tensors),
         samples=len(samples),
@@ -114,7 +93,7 @@ def require_same_numbers(
     do not fit.
     """
     rows = runs_of(samples, values_of(original)[0])
-    before = _watched(original, list(shifted.tensors), _OTHER[shifted.type])
+    before = _watched(original, list(shifted.tensors), OTHER[shifted.type])
     after = _watched(shifted.model, list(shifted.tensors.values()), shifted.type)
     twins = {old: new for old, new in shifted.tensors.items() if old not in rows[0]}
     shift = _SHIFTS[shifted.type]
@@ -149,6 +128,6 @@ def _watched(model: onnx.ModelProto, tensors: list[str], kind: IntType) -> Sessi
     known = {value.name for value in (*copy.graph.output, *copy.graph.input)}
     for name in tensors:
         if name not in known:
-            value = onnx.helper.make_tensor_value_info(name, _ELEMENT[kind], None)
+            value = onnx.helper.make_tensor_value_info(name, ELEMENT[kind], None)
             copy.graph.output.append(value)
     return Session(copy.SerializeToString(), optimization="none")

@@ -17,12 +17,12 @@ from onnxq.errors import ModelError
 from onnxq.graph import WEIGHTED, constants_of, is_quantized_form, refuse_inner_graphs
 from onnxq.qtypes import IntType
 
-__all__ = ["Shifted", "activation_types", "shift_activations"]
+__all__ = ["ELEMENT", "OTHER", "Shifted", "shift_activations"]
 
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _SHIFT = 128
-_ELEMENT = {IntType.INT8: TensorProto.INT8, IntType.UINT8: TensorProto.UINT8}
-_OTHER = {IntType.INT8: IntType.UINT8, IntType.UINT8: IntType.INT8}
+ELEMENT = {IntType.INT8: TensorProto.INT8, IntType.UINT8: TensorProto.UINT8}
+OTHER = {IntType.INT8: IntType.UINT8, IntType.UINT8: IntType.INT8}
 _SUFFIX = {IntType.INT8: "s8", IntType.UINT8: "u8"}
 # what moves integers, or takes the largest or smallest of them, gives shifted ones for shifted ones
 _FIRST_INPUT = frozenset(
@@ -48,11 +48,6 @@ class Shifted:
     type: IntType
 
 
-def activation_types(model: onnx.ModelProto) -> frozenset[IntType]:
-    """Which of int8 and uint8 the activations of a Q/DQ file have."""
-    return frozenset(kind for kind in IntType if kind in _ELEMENT and _Tensors(model, kind).shifted)
-
-
 def shift_activations(model: onnx.ModelProto, to: IntType, where: str) -> Shifted:
     """A copy of ``model`` whose every 8-bit activation is of type ``to`` (int8 or uint8).
 
@@ -65,7 +60,7 @@ def shift_activations(model: onnx.ModelProto, to: IntType, where: str) -> Shifte
     _refuse_other_forms(model, where)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    tensors = _Tensors(copy, _OTHER[to])
+    tensors = _Tensors(copy, OTHER[to])
     tensors.refuse_arithmetic(where)
     edit = _Edit(copy, to)
     renamed = {name: name for name in tensors.shifted}
@@ -110,7 +105,7 @@ class _Tensors:
         self.constants = constants_of(model)
         self._makers = {output: node for node in model.graph.node for output in node.output}
         self._computed = _computed(model.graph, self.constants)
-        self._element = _ELEMENT[kind]
+        self._element = ELEMENT[kind]
         self._types = _types(model, self.constants)
         self._kept = self._weights(kind)
         self.shifted = self._followed(
@@ -301,7 +296,7 @@ class _Edit:
             IntType.INT8: self._once("border.s8", np.int8(0)),
             IntType.UINT8: self._once("border.u8", np.uint8(_SHIFT)),
         }
-        source_kind, kind = (_OTHER[self.to], self.to) if inwards else (self.to, _OTHER[self.to])
+        source_kind, kind = (OTHER[self.to], self.to) if inwards else (self.to, OTHER[self.to])
         middle = self._unused(f"{name}.real")
         return [
             onnx.helper.make_node(_DQ, [source, one, zero[source_kind]], [middle], name=middle),
@@ -313,7 +308,7 @@ class _Edit:
         graph = self.model.graph
         for value in graph.value_info:
             if value.name in shifted:
-                value.type.tensor_type.elem_type = _ELEMENT[self.to]
+                value.type.tensor_type.elem_type = ELEMENT[self.to]
         used = {name for node in graph.node for name in node.input}
         used |= {value.name for value in (*graph.input, *graph.output)}
         for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:

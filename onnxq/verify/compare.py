@@ -18,21 +18,13 @@ from scipy import stats
 from onnxq.artifacts import Interval
 from onnxq.errors import DataError
 
-__all__ = ["group_means", "more_units_needed", "paired_interval", "paired_point"]
+__all__ = ["more_units_needed", "paired_interval", "paired_point"]
 
 LEVEL = 0.95
 _BCA_UP_TO = 500  # units; beyond, the mean is normal enough and BCa's jackknife costs n²
 _RESAMPLES = 9_999
 _SEED = 0
 _MOST_UNITS = 10**7  # beyond it no number of units is worth naming
-
-
-def group_means(
-    values: Float[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"]
-) -> Float[np.ndarray, " g"]:
-    """Mean of each group's values, groups in sorted order."""
-    sums, counts = _sums_and_counts(values, groups)
-    return np.asarray(sums / counts)
 
 
 def paired_point(worse_by: Float[np.ndarray, " n"]) -> float:

@@ -19,8 +19,8 @@ from onnxq.plain.convert import convert_file
 from onnxq.plain.in_range import samples_in_range
 from onnxq.plain.quantize import record_of
 from onnxq.qtypes import IntType
-from onnxq.quantize.convert import both_forms, convert, converted_record, require_same_numbers
-from onnxq.quantize.shift import activation_types, shift_activations
+from onnxq.quantize.convert import convert, converted_record, require_same_numbers
+from onnxq.quantize.shift import shift_activations
 from onnxq.samples import Samples
 from onnxq.store import sha256_of_file
 from onnxq.target import load_target
@@ -390,28 +390,7 @@ def test_files_that_are_not_equal_are_told_apart(
         require_same_numbers(original, shifted, net.samples, "theirs.onnx")
 
 
-# --- both forms, and our own files --------------------------------------------------------------
-
-
-def test_one_file_has_a_sister_of_the_other_type_beside_it(tmp_path):
-    net = residual(tmp_path)
-    first = net.quantize("stm32n6").path.rename(tmp_path / "net-s8.onnx")
-    made = both_forms(first, net.samples)
-    assert made.converted.name == "net-u8.onnx"
-    assert made.source.sha256 == sha256_of_file(first) != made.converted.sha256
-    assert activation_types(load_model(tmp_path / "net-u8.onnx")) == {U8}
-    back = both_forms(net.quantize("ort-x86").path, net.samples)
-    assert back.converted.name == "ort-x86-s8.onnx"
-    assert executed(tmp_path / "net-u8.onnx")["QLinearConv"] == 2
-
-
-def test_a_file_of_both_types_has_no_sister(tmp_path):
-    text = SUM.replace("f = QuantizeLinear(e, s, z)", "f = QuantizeLinear(e, s)").replace(
-        "y = DequantizeLinear(f, s, z)", "y = DequantizeLinear(f, s)"
-    )
-    onnx.save(by_hand(text, constant=np.zeros((1, 4), np.int8)), tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match="int8 and uint8"):
-        both_forms(tmp_path / "m.onnx", samples_in_range(tmp_path / "m.onnx", None))
+# --- our own files -----------------------------------------------------------------------------
 
 
 def test_the_record_of_our_own_file_goes_along(tmp_path):

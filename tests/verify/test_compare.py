@@ -11,7 +11,7 @@ from scipy import stats
 
 from onnxq.artifacts import Interval
 from onnxq.errors import DataError
-from onnxq.verify.compare import group_means, more_units_needed, paired_interval, paired_point
+from onnxq.verify.compare import more_units_needed, paired_interval, paired_point
 
 
 def data_set(rng, groups, effects, sizes):
@@ -138,11 +138,6 @@ def test_one_differing_group_among_equal_ones_still_gives_an_interval():
 def test_right_and_wrong_without_a_change_still_leave_doubt_in_groups():
     interval = paired_interval(np.zeros(60), np.repeat([1, 2, 3], 20), proportions=True)
     assert interval.high > 0.01
-
-
-def test_group_means_are_those_of_the_groups_in_order():
-    means = group_means(np.array([1.0, 5.0, 3.0]), np.array(["b", "a", "b"]))
-    np.testing.assert_array_equal(means, [5.0, 2.0])
 
 
 @given(
