@@ -4,14 +4,11 @@ A size is counted from the artefact, never from a parameter count; a cost is tha
 the calls that a sample takes; a time is a bound from a rate that somebody states, and called so.
 """
 
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import onnx
 import onnx_ir as ir
 
 from onnxq.artifacts import (
@@ -26,6 +23,7 @@ from onnxq.artifacts import (
 from onnxq.errors import UsageError
 from onnxq.graph import WEIGHTED, load_model, macs_of, output_channel_axis, with_batch_of_one
 from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE, is_constant
+from onnxq.sizes import size_lines
 from onnxq.target import Target
 
 __all__ = [
@@ -40,7 +38,6 @@ __all__ = [
     "stored_bytes",
 ]
 
-_PIECE = 1 << 20
 _CONFIGURED = frozenset({"Clip", "Pad", "Resize", "Upsample"})  # their constants are settings
 _INDEXED = ("Gather", "Scatter")  # integers beside these are data
 _LISTED = 5
@@ -149,7 +146,7 @@ def ledger(
     sizes: tuple[SizeLine, ...] = ()
     ratio = predicted = None
     if fp32 is not None:
-        sizes = _sizes(fp32, model)
+        sizes = size_lines(fp32, model)
         ratio = sizes[0].fp32_bytes / max(sizes[0].int8_bytes or 0, 1)
         predicted = _predicted_ratio(_graph_of(fp32))
     return Ledger(
@@ -227,7 +224,7 @@ def _warnings(
     return tuple(found)
 
 
-# --- sizes --------------------------------------------------------------------------------------
+# --- the ratio ----------------------------------------------------------------------------------
 
 
 def _predicted_ratio(graph: ir.Graph) -> float:
@@ -253,47 +250,6 @@ def _predicted_bytes(node: ir.Node, position: int, stored: StoredConstant) -> in
         return stored.bytes + 8 * elements
     channels = value.shape[output_channel_axis(node)]
     return elements + 5 * (channels if isinstance(channels, int) else 1)
-
-
-def _sizes(fp32: Path, int8: Path) -> tuple[SizeLine, ...]:
-    rows = (
-        ("constants (weights, biases, scales)", _constants_in),
-        ("file", lambda path: sum(file.stat().st_size for file in _files_of(path))),
-        ("file, compressed (zlib 9)", lambda path: sum(map(_compressed, _files_of(path)))),
-    )
-    return tuple(
-        SizeLine(what=what, fp32_bytes=count(fp32), int8_bytes=count(int8)) for what, count in rows
-    )
-
-
-def _constants_in(path: Path) -> int:
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    bits = (
-        int(np.prod(tensor.dims, dtype=np.int64)) * ir.DataType(tensor.data_type).bitwidth
-        for tensor in tensors
-    )
-    return sum((count + 7) // 8 for count in bits)
-
-
-def _files_of(path: Path) -> list[Path]:
-    """The model and the files beside it that hold its weights."""
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    beside = {
-        entry.value
-        for tensor in tensors
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return [path, *(path.parent / name for name in sorted(beside))]
-
-
-def _compressed(path: Path) -> int:
-    packer, total = zlib.compressobj(9), 0
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            total += len(packer.compress(piece))
-    return total + len(packer.flush())
 
 
 # --- what a report says -------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 from jaxtyping import Shaped
 
 from onnxq.artifacts import AnswerCheck
@@ -19,6 +18,7 @@ from onnxq.handoff.layers import write_layers
 from onnxq.handoff.memory import MEMORY_FILE, memory_of
 from onnxq.handoff.st_edge_ai import st_files
 from onnxq.samples import Samples
+from onnxq.sizes import external_files
 from onnxq.store import save_record, write_text
 from onnxq.target import Target
 
@@ -45,7 +45,7 @@ def write_part(folder: Path, part: Part, samples: Samples, count: int) -> Answer
     """
     name, target = part.model.name, part.target
     shutil.copyfile(part.model, folder / name)
-    for file in _external_files(part.model):
+    for file in external_files(part.model):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(part.model.parent / file, folder / file)
     save_record(part.contract, folder / CONTRACT_FILE)
@@ -69,16 +69,3 @@ def _write_validation_arrays(folder: Path, arrays: Mapping[str, Array], contract
     for kind, values in (("input", contract.inputs), ("output", contract.outputs)):
         joined = {value.name: np.concatenate(arrays[f"{kind}.{value.name}"]) for value in values}
         save_arrays(folder / f"validate_{kind}s.npz", joined)
-
-
-def _external_files(model: Path) -> tuple[str, ...]:
-    """Paths, relative to the model's folder, of the files that hold its weights."""
-    graph = onnx.load(model, load_external_data=False).graph
-    names = {
-        entry.value
-        for tensor in graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return tuple(sorted(names))

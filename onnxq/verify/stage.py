@@ -1,6 +1,5 @@
 """The verify stage: the file on disk against FP32, on samples that no step before has seen."""
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from onnxq.recipe import VerifySection
 from onnxq.runtime import Optimization, Session, in_parallel
 from onnxq.sample_checks import check_samples
 from onnxq.samples import Samples
+from onnxq.sizes import size_lines
 from onnxq.splitting.manifest import PartsSession
 from onnxq.store import facts_of_file, sha256_of_file
 from onnxq.target import Target
@@ -300,28 +300,8 @@ def _findings(evidence: Evidence, samples: Samples) -> tuple[Finding, ...]:
 
 def _sizes(evidence: Evidence) -> tuple[SizeLine, ...]:
     """Size ledger: the weights alone, the files, the files compressed, the checkpoint."""
-    fp32, int8 = evidence.rewritten, evidence.int8
-    lines = [
-        SizeLine(
-            what="constants (weights, biases, scales)",
-            fp32_bytes=_constant_bytes(fp32),
-            int8_bytes=_constant_bytes(int8),
-        ),
-        SizeLine(what="file", fp32_bytes=fp32.stat().st_size, int8_bytes=int8.stat().st_size),
-        SizeLine(
-            what="file, compressed (zlib 9)",
-            fp32_bytes=len(zlib.compress(fp32.read_bytes(), 9)),
-            int8_bytes=len(zlib.compress(int8.read_bytes(), 9)),
-        ),
-    ]
     checkpoint = evidence.exported.checkpoint if evidence.exported else None
-    if checkpoint is not None:
-        lines.append(
-            SizeLine(what="checkpoint", fp32_bytes=checkpoint.file.size_bytes, int8_bytes=None)
-        )
-    return tuple(lines)
-
-
-def _constant_bytes(path: Path) -> int:
-    tensors = onnx.load(path).graph.initializer
-    return sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in tensors)
+    if checkpoint is None:
+        return size_lines(evidence.rewritten, evidence.int8)
+    size = SizeLine(what="checkpoint", fp32_bytes=checkpoint.file.size_bytes, int8_bytes=None)
+    return (*size_lines(evidence.rewritten, evidence.int8), size)
