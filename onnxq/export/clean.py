@@ -216,8 +216,10 @@ def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _canonical(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Named; without shapes inside, which every reader infers; of the oldest format that fits."""
-    named = canonical_names(model)
+    """Named; equal constants once; without shapes inside, which every reader infers; of the oldest
+    format that fits."""
+    joined = common.DeduplicateHashedInitializersPass()(ir.from_proto(model)).model
+    named = canonical_names(ir.to_proto(joined))
     graph = named.graph
     _name_batch(graph)
     del graph.value_info[:], named.metadata_props[:]

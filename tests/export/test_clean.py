@@ -344,3 +344,22 @@ def test_only_an_average_pool_over_the_whole_map_is_a_global_pool(attributes, wh
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
     wanted, got = (ReferenceEvaluator(m).run(None, {"x": x})[0] for m in (model, cleaned))
     np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
+def test_constants_that_folding_makes_equal_are_stored_once_and_cleaning_again_changes_nothing():
+    norm = {name: random(4) ** 2 + 0.5 for name in ("scale", "shift", "mean", "spread")}
+    model = graph(
+        "g (float[1,3,6,6] x) => (float[1,4,4,4] y) {"
+        "m = Neg(x)\n"
+        "a = Conv(x, w)\n"
+        "c = BatchNormalization(a, scale, shift, mean, spread)\n"
+        "b = Conv(m, w)\n"
+        "d = BatchNormalization(b, scale, shift, mean, spread)\n"
+        "y = Add(c, d) }",
+        w=random(4, 3, 3, 3),
+        **norm,
+    )
+    once, _ = clean(model)
+    assert len(once.graph.initializer) == 2
+    assert clean(once)[0] == once
+    assert_same(model, once, x=random(1, 3, 6, 6))
