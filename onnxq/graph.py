@@ -16,10 +16,13 @@ from onnxq.store import atomic_file
 
 __all__ = [
     "MADE_UP_STAMP",
+    "VIEWS",
     "WEIGHTED",
+    "constant_input",
     "constant_of",
     "constants_of",
     "cut_to",
+    "dims_of",
     "input_channel_axis",
     "is_quantized_form",
     "load_graph",
@@ -40,6 +43,7 @@ EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf stops at 2 GB; leave room for th
 OLDEST_OPSET = 13  # DequantizeLinear has an axis from here on
 MADE_UP_STAMP = "onnxq.unverified"  # metadata key of a model calibrated on random numbers
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})  # another shape, the same order
 _QUANTIZED = frozenset(
     {
         "QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger",
@@ -224,6 +228,18 @@ def constant_of(value: ir.Value | None) -> Shaped[np.ndarray, "..."] | None:
     return None if tensor is None else tensor.numpy()
 
 
+def constant_input(node: ir.Node, index: int) -> Shaped[np.ndarray, "..."] | None:
+    """The constant at an input of a node; None if it is left out or computed at run time."""
+    return constant_of(node.inputs[index]) if index < len(node.inputs) else None
+
+
+def dims_of(value: ir.Value | None) -> tuple[int | None, ...] | None:
+    """Shape with None for every free dimension; None if not even the rank is known."""
+    if value is None or value.shape is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+
+
 def constants_of(model: onnx.ModelProto) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Arrays of all initializers, and of Constant nodes that hold a tensor, by name."""
     found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -297,9 +313,7 @@ def macs_of(node: ir.Node) -> int:
 
 
 def _dims(value: ir.Value | None) -> list[int]:
-    if value is None or value.shape is None:
-        return []
-    return [dim if isinstance(dim, int) else 1 for dim in value.shape]
+    return [1 if dim is None else dim for dim in dims_of(value) or ()]
 
 
 def _product(dims: Iterable[int]) -> int:

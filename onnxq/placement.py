@@ -8,7 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx_ir as ir
 
 from onnxq.errors import QuantizationError, nearest
-from onnxq.graph import WEIGHTED, constant_of, input_channel_axis, output_channel_axis
+from onnxq.graph import (
+    WEIGHTED,
+    constant_input,
+    constant_of,
+    input_channel_axis,
+    output_channel_axis,
+)
 from onnxq.target import Target
 
 __all__ = [
@@ -240,7 +246,7 @@ def pad_fill(node: ir.Node) -> float:
     """What a Pad fills with; 0 for one that repeats values, and for any other operator."""
     if node.op_type != "Pad" or node.attributes.get_string("mode", "constant") != "constant":
         return 0.0
-    fill = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    fill = constant_input(node, 2)
     return 0.0 if fill is None else float(fill)
 
 

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from onnxq.affine import quantize
 from onnxq.artifacts import ExportedModel, PartFacts, QuantizedModel, ValueFacts
 from onnxq.errors import ModelError, StaleRecordError
-from onnxq.graph import values_of
-from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE, parameter_of, quantized_type
+from onnxq.graph import constant_input, values_of
+from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE, quantized_type
 from onnxq.qtypes import AffineParameters, IntType
 
 __all__ = [
@@ -195,7 +195,7 @@ def _is_taken_exactly(value: ir.Value) -> bool:
 
 
 def _parameters(node: ir.Node) -> AffineParameters:
-    scale, point = parameter_of(node, 1), parameter_of(node, 2)
+    scale, point = constant_input(node, 1), constant_input(node, 2)
     kind = quantized_type(node)
     absent = len(node.inputs) < 3 or node.inputs[2] is None
     if scale is None or scale.size != 1 or (point is None and not absent):

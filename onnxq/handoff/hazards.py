@@ -13,7 +13,7 @@ import onnx_ir as ir
 from jaxtyping import Float, Float64, Integer, Shaped
 
 from onnxq.artifacts import Finding
-from onnxq.graph import WEIGHTED, constant_of, output_channel_axis
+from onnxq.graph import WEIGHTED, constant_input, constant_of, output_channel_axis
 from onnxq.handoff.subject import (
     DEQUANTIZE,
     QUANTIZE,
@@ -21,7 +21,6 @@ from onnxq.handoff.subject import (
     Subject,
     is_constant,
     label_of,
-    parameter_of,
     quantized_type,
     subject_of,
 )
@@ -268,7 +267,7 @@ def _scales(subject: Subject) -> Iterator[Finding]:
 
 
 def _faulty(node: ir.Node, where: str) -> Iterator[Finding]:
-    scale = parameter_of(node, 1)
+    scale = constant_input(node, 1)
     if scale is None:
         return
     real = scale.astype(np.float64).reshape(-1)
@@ -320,7 +319,7 @@ def _grid(value: ir.Value | None) -> _Grid | None:
     node = value.producer() if value is not None else None
     if node is None or node.op_type not in (QUANTIZE, DEQUANTIZE):
         return None
-    scale, kind = parameter_of(node, 1), quantized_type(node)
+    scale, kind = constant_input(node, 1), quantized_type(node)
     if scale is None or scale.size != 1 or kind not in _LIMITS:
         return None
     step, zero = float(scale.reshape(-1)[0]), _zero(node)
@@ -363,7 +362,7 @@ def _real_weight(node: ir.Node) -> Float[np.ndarray, "..."] | None:
     """The numbers that the integers of a weight stand for; None for a float or computed one."""
     dequantize = _dequantizer(node.inputs[1])
     integers = _integers(dequantize) if dequantize is not None else None
-    scale = parameter_of(dequantize, 1) if dequantize is not None else None
+    scale = constant_input(dequantize, 1) if dequantize is not None else None
     if dequantize is None or integers is None or scale is None:
         return None
     if scale.size > 1:
@@ -377,7 +376,7 @@ def _real_weight(node: ir.Node) -> Float[np.ndarray, "..."] | None:
 
 def _zero(node: ir.Node) -> int:
     """The zero point; of several, which is that of weights with one each, the first."""
-    points = parameter_of(node, 2)
+    points = constant_input(node, 2)
     return 0 if points is None else int(points.reshape(-1)[0])
 
 

@@ -14,14 +14,8 @@ from functools import cache
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.handoff.subject import (
-    DEQUANTIZE,
-    QUANTIZE,
-    dims_of,
-    is_constant,
-    label_of,
-    parameter_of,
-)
+from onnxq.graph import constant_input, dims_of
+from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE, is_constant, label_of
 from onnxq.target import Target
 
 __all__ = ["Buffer", "Lives", "fused_lives", "lives_in_float", "most_at_once"]
@@ -326,7 +320,7 @@ def _parameters(value: ir.Value) -> tuple[bytes, bytes] | None:
                 continue
             if node.op_type == DEQUANTIZE and value is node.outputs[0]:
                 continue
-            scale, zero_point = parameter_of(node, 1), parameter_of(node, 2)
+            scale, zero_point = constant_input(node, 1), constant_input(node, 2)
             return (
                 b"" if scale is None else scale.tobytes(),
                 b"" if zero_point is None else zero_point.tobytes(),

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from onnxq.graph import constant_of
+from onnxq.graph import VIEWS, constant_input, constant_of, dims_of
 from onnxq.handoff.subject import (
     DEQUANTIZE,
     FLOATS,
@@ -13,7 +13,6 @@ from onnxq.handoff.subject import (
     Subject,
     at_node,
     at_value,
-    dims_of,
     float_sides,
     is_constant,
     label_of,
@@ -39,8 +38,6 @@ __all__ = [
     "slice_bounds",
 ]
 
-_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
-
 
 def no_float_islands(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """Operators that the target computes on integers take their data from DQ and give it to Q.
@@ -60,7 +57,7 @@ def no_view_before_activation(subject: Subject, rule: TargetRule) -> Iterator[Fa
     for node in subject.of_type("Relu", "Clip"):
         views = []
         maker = _maker(node)
-        while maker is not None and maker.op_type in _VIEWS:
+        while maker is not None and maker.op_type in VIEWS:
             views.append(maker)
             maker = _maker(maker)
         if views and maker is not None and maker.op_type in rule.values:
@@ -120,7 +117,7 @@ def resize_form(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
             key: node.attributes.get_string(key, default) for key, (default, _) in wanted.items()
         }
         faults = [f"{key}={found[key]}" for key, (_, good) in wanted.items() if found[key] != good]
-        scales = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+        scales = constant_input(node, 2)
         if scales is None or not scales.size:
             faults.append("no constant scales")
         if faults:
@@ -193,7 +190,7 @@ def batch_axis_untouched(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
 
 def _axes(node: ir.Node, index: int, count: int) -> Sequence[int]:
     """Axes from input ``index`` or the attribute; all of ``count`` where neither is given."""
-    given = constant_of(node.inputs[index]) if len(node.inputs) > index else None
+    given = constant_input(node, index)
     if given is not None:
         return [int(axis) for axis in given.reshape(-1)]
     return list(node.attributes.get_ints("axes", ())) or list(range(count))

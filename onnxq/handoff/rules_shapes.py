@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE, Fault, Subject, at_node, at_value, dims_of
+from onnxq.graph import dims_of
+from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE, Fault, Subject, at_node, at_value
 from onnxq.target import TargetRule
 
 __all__ = [

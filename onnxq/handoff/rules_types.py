@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph import output_channel_axis
+from onnxq.graph import constant_input, dims_of, output_channel_axis
 from onnxq.handoff.subject import (
     DEQUANTIZE,
     Fault,
@@ -13,10 +13,8 @@ from onnxq.handoff.subject import (
     Subject,
     at_node,
     at_value,
-    dims_of,
     is_constant,
     label_of,
-    parameter_of,
     quantized_type,
 )
 from onnxq.target import TargetRule
@@ -56,7 +54,7 @@ def activation_types(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
 def activations_per_tensor(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """Scale and zero point of an activation hold one number each."""
     for node in subject.quantizers:
-        scale = parameter_of(node, 1)
+        scale = constant_input(node, 1)
         if scale is None:
             yield at_node(node, "has a scale that is computed at run time")
         elif scale.size > 1:
@@ -81,7 +79,7 @@ def int4_operators(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
 def weights_symmetric(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """Zero points of weights: 0 for signed types, all the same for unsigned ones."""
     for use in _weights(subject):
-        points = parameter_of(use.dequantize, 2)
+        points = constant_input(use.dequantize, 2)
         if points is None:
             continue
         integers = points.astype(np.int64).reshape(-1)
@@ -108,7 +106,8 @@ def weights_unshared(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
 def weight_axis(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """The axis of per-channel weight scales is the consumer's output channel."""
     for use in _weights(subject):
-        scale, rank = parameter_of(use.dequantize, 1), len(dims_of(use.dequantize.outputs[0]) or ())
+        scale = constant_input(use.dequantize, 1)
+        rank = len(dims_of(use.dequantize.outputs[0]) or ())
         if scale is None or scale.size < 2 or not rank:
             continue
         axis = use.dequantize.attributes.get_int("axis", 1) % rank
@@ -143,12 +142,12 @@ def _bias_faults(node: ir.Node, data: ir.Node, bias: ir.Node) -> Iterator[str]:
     if quantized_type(bias) != "int32":
         yield f"has an {quantized_type(bias)} bias"
         return
-    points = parameter_of(bias, 2)
+    points = constant_input(bias, 2)
     if points is not None and np.any(points):
         yield "has a bias zero point other than 0"
     weight = node.inputs[1].producer() if node.inputs[1] is not None else None
     scales = [
-        parameter_of(source, 1)
+        constant_input(source, 1)
         for source in (data, weight, bias)
         if source is not None and source.op_type == DEQUANTIZE
     ]

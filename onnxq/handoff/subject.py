@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-from jaxtyping import Shaped
 
-from onnxq.graph import WEIGHTED, constant_of, values_of, with_batch_of_one
+from onnxq.graph import WEIGHTED, constant_of, dims_of, values_of, with_batch_of_one
 from onnxq.target import Target, TargetRule
 
 __all__ = [
@@ -24,11 +22,9 @@ __all__ = [
     "Subject",
     "at_node",
     "at_value",
-    "dims_of",
     "float_sides",
     "is_constant",
     "label_of",
-    "parameter_of",
     "quantized_type",
     "size_bytes",
     "subject_of",
@@ -167,13 +163,6 @@ def label_of(node: ir.Node) -> str:
     return f"{node.op_type} `{name}`"
 
 
-def dims_of(value: ir.Value | None) -> tuple[int | None, ...] | None:
-    """Dimensions, None for a free one; None altogether if the rank is unknown."""
-    if value is None or value.shape is None:
-        return None
-    return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
-
-
 def is_constant(value: ir.Value | None) -> bool:
     """True for an initializer or Constant, also behind Q, DQ, Cast or a reshape."""
     while value is not None:
@@ -247,11 +236,6 @@ def quantized_type(node: ir.Node) -> str:
     if taken is None and len(node.inputs) > 2 and node.inputs[2] is not None:
         taken = node.inputs[2].dtype
     return "uint8" if taken is None else taken.name.lower()
-
-
-def parameter_of(node: ir.Node, index: int) -> Shaped[np.ndarray, "..."] | None:
-    """Scale (1) or zero point (2) of a Q/DQ node; None if it is absent or computed."""
-    return constant_of(node.inputs[index]) if len(node.inputs) > index else None
 
 
 def size_bytes(value: ir.Value) -> int | None:

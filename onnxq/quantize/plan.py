@@ -14,7 +14,7 @@ from onnxq.affine import (
 )
 from onnxq.artifacts import DECLARED, Finding, FloatNode, TensorRange
 from onnxq.errors import QuantizationError, StaleRecordError
-from onnxq.graph import WEIGHTED, constant_of, output_channel_axis
+from onnxq.graph import WEIGHTED, constant_input, constant_of, output_channel_axis
 from onnxq.placement import (
     data_inputs,
     float_reasons,
@@ -264,7 +264,7 @@ def _weight_parameters(
         scales = symmetric_weight_scales(
             channels, of, target.weight_type, power_of_two=target.power_of_two
         )
-        bias = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+        bias = constant_input(node, 2)
         input_scale = activations[str(node.inputs[0].name)].scale if node.inputs[0] else 1.0
         if bias is not None:
             scales, widened = _scales_that_hold_bias(scales, bias, input_scale)

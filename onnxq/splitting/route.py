@@ -9,13 +9,13 @@ import onnx
 
 from onnxq.artifacts import HostStep, RunStep, Step
 from onnxq.errors import ExportError, nearest
-from onnxq.graph import constants_of, shapes_of
+from onnxq.graph import VIEWS, constants_of, shapes_of
 from onnxq.recipe import PartSection, PartValue
 
 __all__ = ["MOVERS", "rows_of", "shape_of_run", "steps_of"]
 
-_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
-MOVERS = _VIEWS | {"Transpose", "Slice", "Split", "Concat", "Gather"}
+_SAME_ORDER = VIEWS | {"Identity"}
+MOVERS = _SAME_ORDER | {"Transpose", "Slice", "Split", "Concat", "Gather"}
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -142,7 +142,7 @@ class _Router:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         source, output = node.input[0], node.output[0]
         rank = len(self.shapes[source])
-        if node.op_type in _VIEWS:
+        if node.op_type in _SAME_ORDER:
             yield _host("Reshape", (source,), output, shape=self.shapes[output])
         elif node.op_type == "Transpose":
             perm = attributes.get("perm", range(rank)[::-1])

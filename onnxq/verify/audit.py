@@ -11,7 +11,14 @@ import onnx_ir as ir
 
 from onnxq.artifacts import AuditRow, Coverage, CoverageLine
 from onnxq.errors import AuditError, ModelError
-from onnxq.graph import WEIGHTED, constant_of, is_quantized_form, macs_of, output_channel_axis
+from onnxq.graph import (
+    WEIGHTED,
+    constant_input,
+    constant_of,
+    is_quantized_form,
+    macs_of,
+    output_channel_axis,
+)
 from onnxq.target import Target
 from onnxq.verify.constants import constant_faults, dequantizer
 
@@ -28,13 +35,14 @@ def audit(
     model: ir.Model,
     selected: Mapping[str, str] | None = None,
     fp32: ir.Model | None = None,
+    moved: Mapping[str, Mapping[str, float]] | None = None,
 ) -> tuple[AuditRow, ...]:
     """One row for every operator that is integer or was ``selected`` (name → operator) to be.
 
     Without a selection, every Conv, ConvTranspose, Gemm and MatMul whose weight is quantized is
     looked at: of one with a float weight nobody knows whether that is a fault or was meant. With
     the ``fp32`` graph that the file was made from, weights and biases are held against it, node by
-    node. A row's ``faults`` say what is not as it must be.
+    node, but for what was ``moved`` on record (node → ``weight`` or ``bias`` → steps). A row's ``faults`` say what is not as it must be.
     """
     present = {str(node.name) for node in model.graph}
     rows = [
@@ -56,13 +64,15 @@ def audit(
         else:
             wanted = str(node.name) in selected
         if wanted:
-            rows.append(_row(node, exact.get(str(node.name))))
+            rows.append(
+                _row(node, exact.get(str(node.name)), (moved or {}).get(str(node.name), {}))
+            )
     return tuple(rows)
 
 
-def _row(node: ir.Node, exact: ir.Node | None) -> AuditRow:
+def _row(node: ir.Node, exact: ir.Node | None, shifts: Mapping[str, float]) -> AuditRow:
     weight, integers = _weight_of(node)
-    moved = constant_faults(node, exact) if exact is not None else []
+    moved = constant_faults(node, exact, shifts) if exact is not None else []
     return AuditRow(
         node=str(node.name),
         op_type=node.op_type,
@@ -95,7 +105,7 @@ def _weight_faults(node: ir.Node, weight: ir.Node | None, integers: np.ndarray |
     bits = 8 * integers.dtype.itemsize
     if not np.issubdtype(integers.dtype, np.integer) or bits > 8:
         faults.append(f"its weight is stored as {integers.dtype}")
-    zero_point = constant_of(weight.inputs[2]) if len(weight.inputs) > 2 else None
+    zero_point = constant_input(weight, 2)
     if integers.dtype == np.int8 and zero_point is not None and np.any(zero_point):
         faults.append("the zero point of its int8 weight is not 0")
     axis = weight.attributes.get_int("axis", 1) % max(integers.ndim, 1)

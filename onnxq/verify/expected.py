@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.artifacts import Execution, FloatCause
-from onnxq.graph import WEIGHTED, constant_of
+from onnxq.graph import WEIGHTED, constant_input, constant_of
 from onnxq.verify.constants import dequantizer
 
 __all__ = ["Expected", "expected"]
@@ -358,7 +358,7 @@ def _integers(node: ir.Node) -> ir.Value:
 
 def _kind(node: ir.Node) -> str:
     """The integer type of a Q or DQ."""
-    zero_point = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    zero_point = constant_input(node, 2)
     if zero_point is not None:
         return str(zero_point.dtype)
     known = _integers(node).dtype
@@ -386,5 +386,5 @@ def _uses(integers: ir.Value) -> Iterator[object]:
 
 
 def _zero(node: ir.Node) -> float:
-    zero_point = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    zero_point = constant_input(node, 2)
     return 0.0 if zero_point is None else float(zero_point.reshape(-1)[0])

@@ -10,13 +10,13 @@ import onnx_ir as ir
 
 from onnxq.export.rewrites.edit import (
     add_constant,
-    constant_input,
     sole_producer,
     sole_reader,
     static_dims,
     substitute,
     view,
 )
+from onnxq.graph import constant_input
 
 __all__ = ["unroll_batch"]
 

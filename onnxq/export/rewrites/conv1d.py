@@ -6,7 +6,8 @@ than series. ONNX pads a Conv with zeros only; any other padding is a Pad of its
 
 import onnx_ir as ir
 
-from onnxq.export.rewrites.edit import add_constant, constant_input, dims_of, substitute, view
+from onnxq.export.rewrites.edit import add_constant, substitute, view
+from onnxq.graph import constant_input, dims_of
 
 __all__ = ["conv1d_to_conv2d"]
 

@@ -2,7 +2,8 @@
 
 import onnx_ir as ir
 
-from onnxq.export.rewrites.edit import constant_input, substitute
+from onnxq.export.rewrites.edit import substitute
+from onnxq.graph import constant_input
 
 __all__ = ["drop_dropout"]
 

@@ -7,14 +7,11 @@ import numpy as np
 import onnx_ir as ir
 from jaxtyping import Shaped
 
-from onnxq.graph import constant_of
+from onnxq.graph import constant_of, dims_of
 
 __all__ = [
-    "VIEWS",
     "Dims",
     "add_constant",
-    "constant_input",
-    "dims_of",
     "opset_of",
     "product_of",
     "sole_producer",
@@ -25,7 +22,6 @@ __all__ = [
     "viewed",
 ]
 
-VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 Dims = Sequence[int | None]
 
 
@@ -41,18 +37,6 @@ def sole_reader(value: ir.Value) -> ir.Node | None:
     """The one node that reads ``value`` in one place, if it is no graph output."""
     uses = tuple(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
-
-
-def constant_input(node: ir.Node, index: int) -> Shaped[np.ndarray, "..."] | None:
-    """The constant at an input of a node; None if it is left out or computed at run time."""
-    return constant_of(node.inputs[index]) if index < len(node.inputs) else None
-
-
-def dims_of(value: ir.Value | None) -> tuple[int | None, ...] | None:
-    """Shape with None for every free dimension; None if not even the rank is known."""
-    if value is None or value.shape is None:
-        return None
-    return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
 
 
 def static_dims(value: ir.Value | None) -> tuple[int, ...] | None:

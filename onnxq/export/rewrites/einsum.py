@@ -9,15 +9,8 @@ from string import ascii_letters
 
 import onnx_ir as ir
 
-from onnxq.export.rewrites.edit import (
-    add_constant,
-    constant_input,
-    dims_of,
-    product_of,
-    substitute,
-    view,
-    viewed,
-)
+from onnxq.export.rewrites.edit import add_constant, product_of, substitute, view, viewed
+from onnxq.graph import constant_input, dims_of
 
 __all__ = ["einsum_to_matmul"]
 

@@ -3,13 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.rewrites.edit import (
-    add_constant,
-    constant_input,
-    static_dims,
-    substitute,
-    viewed,
-)
+from onnxq.export.rewrites.edit import add_constant, static_dims, substitute, viewed
+from onnxq.graph import constant_input
 
 __all__ = ["drop_expand", "expand_to_copies"]
 

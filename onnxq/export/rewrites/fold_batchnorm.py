@@ -10,14 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from jaxtyping import Float, Shaped
 
-from onnxq.export.rewrites.edit import (
-    add_constant,
-    constant_input,
-    sole_producer,
-    sole_reader,
-    substitute,
-)
-from onnxq.graph import WEIGHTED
+from onnxq.export.rewrites.edit import add_constant, sole_producer, sole_reader, substitute
+from onnxq.graph import WEIGHTED, constant_input
 
 __all__ = ["affine_of", "fold_batchnorm", "is_inference"]
 

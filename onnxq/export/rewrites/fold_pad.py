@@ -2,8 +2,9 @@
 
 import onnx_ir as ir
 
-from onnxq.export.rewrites.edit import constant_input, dims_of, sole_producer, substitute
+from onnxq.export.rewrites.edit import sole_producer, substitute
 from onnxq.export.rewrites.pad import pads_of
+from onnxq.graph import constant_input, dims_of
 
 __all__ = ["fold_pad"]
 

@@ -4,7 +4,8 @@ import numpy as np
 import onnx_ir as ir
 from jaxtyping import Shaped
 
-from onnxq.export.rewrites.edit import constant_input, dims_of, sole_producer, substitute
+from onnxq.export.rewrites.edit import sole_producer, substitute
+from onnxq.graph import constant_input, dims_of
 
 __all__ = ["matmul_add_to_gemm"]
 

@@ -6,7 +6,8 @@ a mean over a map spans much less than its pixels do.
 
 import onnx_ir as ir
 
-from onnxq.export.rewrites.edit import constant_input, dims_of, substitute
+from onnxq.export.rewrites.edit import substitute
+from onnxq.graph import constant_input, dims_of
 
 __all__ = ["mean_to_global_pool", "whole_pool_to_global_pool"]
 

@@ -11,16 +11,9 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.rewrites.edit import (
-    VIEWS,
-    add_constant,
-    constant_input,
-    static_dims,
-    substitute,
-    view,
-    viewed,
-)
+from onnxq.export.rewrites.edit import add_constant, static_dims, substitute, view, viewed
 from onnxq.export.rewrites.high_rank_transpose import LEGAL_RANK, lower_transposes
+from onnxq.graph import VIEWS, constant_input
 
 __all__ = ["POINTWISE", "lower_ranks"]
 

@@ -7,7 +7,8 @@ Transpose of four dimensions or fewer.
 
 import onnx_ir as ir
 
-from onnxq.export.rewrites.edit import Dims, dims_of, product_of, substitute, view
+from onnxq.export.rewrites.edit import Dims, product_of, substitute, view
+from onnxq.graph import dims_of
 
 __all__ = ["LEGAL_RANK", "lower_transposes"]
 

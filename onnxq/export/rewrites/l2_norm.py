@@ -7,7 +7,8 @@ ReduceL2 either, it and other sums of squares → Mul, ReduceSum and Sqrt.
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.rewrites.edit import add_constant, constant_input, dims_of, opset_of, substitute
+from onnxq.export.rewrites.edit import add_constant, opset_of, substitute
+from onnxq.graph import constant_input, dims_of
 
 __all__ = ["lower_lp_normalization", "lower_sums_of_squares"]
 

@@ -7,8 +7,9 @@ has integer kernels everywhere, and scales per channel.
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.rewrites.edit import add_constant, dims_of, substitute
+from onnxq.export.rewrites.edit import add_constant, substitute
 from onnxq.export.rewrites.fold_batchnorm import affine_of, is_inference
+from onnxq.graph import dims_of
 
 __all__ = ["norm_to_conv"]
 

@@ -6,7 +6,8 @@ No integer kernel of a Pad takes a negative number, and some compilers read it a
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.rewrites.edit import add_constant, constant_input, dims_of, substitute
+from onnxq.export.rewrites.edit import add_constant, substitute
+from onnxq.graph import constant_input, dims_of
 
 __all__ = ["negative_pad_to_slice", "pads_of"]
 

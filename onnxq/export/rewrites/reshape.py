@@ -3,14 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.rewrites.edit import (
-    VIEWS,
-    add_constant,
-    constant_input,
-    dims_of,
-    sole_producer,
-    substitute,
-)
+from onnxq.export.rewrites.edit import add_constant, sole_producer, substitute
+from onnxq.graph import VIEWS, constant_input, dims_of
 
 __all__ = ["drop_allowzero", "merge_reshapes"]
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import ExportError, nearest
-from onnxq.export.rewrites.edit import add_constant, constant_input, dims_of, substitute
-from onnxq.graph import WEIGHTED, input_channel_axis
+from onnxq.export.rewrites.edit import add_constant, substitute
+from onnxq.graph import WEIGHTED, constant_input, dims_of, input_channel_axis
 
 __all__ = ["split_concats"]
 

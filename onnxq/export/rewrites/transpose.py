@@ -3,7 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.rewrites.edit import add_constant, dims_of, sole_producer, substitute
+from onnxq.export.rewrites.edit import add_constant, sole_producer, substitute
+from onnxq.graph import dims_of
 
 __all__ = ["merge_transposes"]
 

@@ -6,9 +6,10 @@ activation it often meets a view that undoes it.
 
 import onnx_ir as ir
 
-from onnxq.export.rewrites.edit import VIEWS, constant_input, dims_of, sole_producer, substitute
+from onnxq.export.rewrites.edit import sole_producer, substitute
 from onnxq.export.rewrites.high_rank import POINTWISE
 from onnxq.export.rewrites.high_rank_transpose import LEGAL_RANK
+from onnxq.graph import VIEWS, constant_input, dims_of
 
 __all__ = ["sink_views"]
 
