@@ -19,7 +19,13 @@ from onnxq.artifacts import (
     ParityCheck,
     ValueFacts,
 )
-from onnxq.errors import ExportError, MissingExtraError, ModelError, nearest
+from onnxq.errors import (
+    ExportError,
+    MissingExtraError,
+    ModelError,
+    RuntimeFailureError,
+    nearest,
+)
 from onnxq.export.clean import MOST_STEPS, CleanStep, cleaning
 from onnxq.export.freeze import freeze, refuse_half, refuse_subgraphs
 from onnxq.export.lint import lint, unreachable_parameters
@@ -252,7 +258,14 @@ def _cleaned(
     for step in _shown(
         cleaning(source.model, source.opset, rewrites, section.split_concats), progress
     ):
-        after = _run_all(step.model, source.sets)
+        try:
+            after = _run_all(step.model, source.sets)
+        except RuntimeFailureError as fault:
+            raise ExportError(
+                f"leaves a graph that does not run: {fault.what}",
+                where=f"the step `{step.what}`",
+                do="report it with the model; a rewrite of the recipe's can be left out",
+            ) from fault
         worst = [
             require(
                 compare_outputs("cleaning", label, before[label], after[label], tolerance),
