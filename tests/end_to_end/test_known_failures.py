@@ -204,7 +204,7 @@ def by_hand_no_free_batch(broken: ir.Model) -> int:
     ("mended", "kind", "word"),
     [
         (by_hand_other_axes, "ParityError", "after the step “mended 1 by hand”"),
-        (by_hand_no_free_batch, "RuntimeFailureError", "eshape"),
+        (by_hand_no_free_batch, "ExportError", "eshape"),
     ],
 )
 def test_d5_04_a_rewrite_that_changes_the_function_is_found_at_its_step(
