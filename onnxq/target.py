@@ -221,6 +221,11 @@ class Target(_Facts):
         """The name as part of a file's or folder's: of a target file's path, that of the file."""
         return Path(self.name).stem if self.name.endswith(_SUFFIXES) else self.name
 
+    @property
+    def fuses_int8(self) -> bool:
+        """Whether ONNX Runtime's kernels take int8 activations there, as those for ARM64 do."""
+        return self.processor is not None and self.processor.family == "arm64"
+
     def operator(self, op_type: str) -> Operator | None:
         """The entry of the table for an operator of the default domain; None if it has none."""
         return next((entry for entry in self.operators if entry.op == op_type), None)

@@ -90,7 +90,7 @@ def _of_file(
     ):  # fmt: skip
         screen.say(f"  integer {name}: {line.integer} of {line.total} ({line.fraction:.1%})")
     measured = executed.integer_macs / executed.macs if executed.macs else 0.0
-    where = "on ARM64" if _is_for_arm(target) else "here"
+    where = "on ARM64" if target.fuses_int8 else "here"
     screen.say(f"  MACs that ONNX Runtime executes on integers {where}: {measured:.1%}")
     screen.text.print(_table_of(executed, where))
     _say_causes(executed.nodes, screen)
@@ -110,10 +110,6 @@ def _of_file(
         "remedies": _remedies(model, target, executed.nodes),
     }
     return EXIT_WORSE if gives_wrong_numbers(rows) else EXIT_PASSED
-
-
-def _is_for_arm(target: Target) -> bool:
-    return target.processor is not None and target.processor.family == "arm64"
 
 
 def _table_of(executed: FusionAudit, where: str) -> Table:
@@ -173,7 +169,7 @@ def _of_runs(
     from onnxq.verify.levels import compare_levels
     from onnxq.verify.profiling import time_ledger
 
-    if _is_for_arm(target) and not is_arm():
+    if target.fuses_int8 and not is_arm():
         facts["not_measured"] = "this machine is no ARM64: `selftest.py` of a bundle times it there"
         screen.say(f"  time: not measured: {facts['not_measured']}")
         return

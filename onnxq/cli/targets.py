@@ -1,8 +1,7 @@
 """``onnxq targets|check``: what a target takes, and whether a model is that."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
@@ -11,10 +10,7 @@ from onnxq.artifacts import Finding, Prediction, RuleResult
 from onnxq.cli.console import DONE, DOUBT, Screen, command_options
 from onnxq.cli.flags import parsed_waivers, path_type, say_findings
 from onnxq.errors import EXIT_PASSED, EXIT_WORSE
-from onnxq.target import Operator, Sourced, Target, Tier, load_target, target_names
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
+from onnxq.target import Operator, Sourced, Target, load_target, target_names
 
 __all__ = ["check", "targets"]
 
@@ -208,7 +204,7 @@ def check(model: Path, target: str, waive: tuple[str, ...], screen: Screen) -> i
     profile = load_target(target)
     waivers = parsed_waivers(waive, [rule.id for rule in profile.rules])
     proto = load_model(model)
-    prediction = predict(proto, profile, file_name=model.name, kernels=_kernels(profile))
+    prediction = predict(proto, profile, file_name=model.name)
     results = check_rules(
         proto,
         profile,
@@ -236,27 +232,6 @@ def check(model: Path, target: str, waive: tuple[str, ...], screen: Screen) -> i
         }
     )
     return code
-
-
-def _kernels(target: Target) -> "Callable[[ir.Node], tuple[Tier, str]] | None":
-    """What ONNX Runtime's kernels make of a node, where it is what runs the file."""
-    if target.judged_as != "runtime":
-        return None
-    from onnxq.verify.expected import expected
-
-    int8_fuses = target.processor is not None and target.processor.family == "arm64"
-    places: Mapping[str, Tier] = {
-        "integer": "software integer",
-        "data": "software integer",
-        "folded": "folded",
-        "float": "software float",
-    }
-
-    def place(node: "ir.Node") -> tuple[Tier, str]:
-        found = expected(node, int8_fuses=int8_fuses)
-        return places[found.runs], found.why
-
-    return place
 
 
 def _say_rules(results: Sequence[RuleResult], target: Target, screen: Screen) -> None:

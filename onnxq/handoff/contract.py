@@ -17,7 +17,7 @@ from onnxq.affine import quantize
 from onnxq.artifacts import ExportedModel, PartFacts, QuantizedModel, ValueFacts
 from onnxq.errors import ModelError, StaleRecordError
 from onnxq.graph import constant_input, values_of
-from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE, quantized_type
+from onnxq.qdq import DEQUANTIZE, QUANTIZE, quantized_type
 from onnxq.qtypes import AffineParameters, IntType
 
 __all__ = [

@@ -16,7 +16,7 @@ from onnxq.handoff.reference.evaluate import Computed, Reference
 from onnxq.handoff.reference.network import Layer
 from onnxq.handoff.reference.rounding import ROUNDINGS
 from onnxq.handoff.reference.windows import attribute
-from onnxq.handoff.subject import DEQUANTIZE
+from onnxq.qdq import DEQUANTIZE
 
 __all__ = ["ONE_STEP", "Cause", "causes", "off_exact", "roundings"]
 

@@ -14,16 +14,8 @@ from jaxtyping import Float, Float64, Integer, Shaped
 
 from onnxq.artifacts import Finding
 from onnxq.graph import WEIGHTED, constant_input, constant_of, output_channel_axis
-from onnxq.handoff.subject import (
-    DEQUANTIZE,
-    QUANTIZE,
-    Quantized,
-    Subject,
-    is_constant,
-    label_of,
-    quantized_type,
-    subject_of,
-)
+from onnxq.handoff.subject import Quantized, Subject, is_constant, label_of, subject_of
+from onnxq.qdq import DEQUANTIZE, QUANTIZE, quantized_type
 from onnxq.target import Target
 
 __all__ = ["RATIO", "hazards"]

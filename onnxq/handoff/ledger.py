@@ -22,7 +22,8 @@ from onnxq.artifacts import (
 )
 from onnxq.errors import UsageError
 from onnxq.graph import WEIGHTED, load_model, macs_of, output_channel_axis, with_batch_of_one
-from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE, is_constant
+from onnxq.handoff.subject import is_constant
+from onnxq.qdq import DEQUANTIZE, QUANTIZE
 from onnxq.sizes import size_lines
 from onnxq.target import Target
 

@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph import constant_input, dims_of
-from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE, is_constant, label_of
+from onnxq.handoff.subject import is_constant, label_of
+from onnxq.qdq import DEQUANTIZE, QUANTIZE
 from onnxq.target import Target
 
 __all__ = ["Buffer", "Lives", "fused_lives", "lives_in_float", "most_at_once"]

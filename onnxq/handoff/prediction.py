@@ -4,31 +4,24 @@ The table of operators says where one runs at best. A rule that a node breaks, Q
 or in an FP32 graph the reason why it will stay float, moves it elsewhere.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import onnx
 import onnx_ir as ir
 
-from onnxq.artifacts import NodePrediction, Prediction, PredictionShare
+from onnxq.artifacts import Execution, NodePrediction, Prediction, PredictionShare
 from onnxq.graph import macs_of
 from onnxq.handoff.check import faults_of
-from onnxq.handoff.subject import (
-    DEQUANTIZE,
-    QUANTIZE,
-    Fault,
-    Subject,
-    float_sides,
-    is_constant,
-    subject_of,
-)
+from onnxq.handoff.subject import Fault, Subject, float_sides, is_constant, subject_of
+from onnxq.kernels import expected
 from onnxq.placement import float_reasons
+from onnxq.qdq import DEQUANTIZE, QUANTIZE
 from onnxq.target import Operator, Target, Tier
 
-__all__ = ["Kernels", "predict"]
+__all__ = ["predict"]
 
 Place: TypeAlias = tuple[Tier, str]  # where, and why there
-Kernels: TypeAlias = Callable[[ir.Node], Place]
 _WORST_FIRST: tuple[Tier, ...] = (
     "refused",
     "unknown",
@@ -39,6 +32,12 @@ _WORST_FIRST: tuple[Tier, ...] = (
     "hardware",
     "folded",
 )
+_BY_KERNELS: Mapping[Execution, Tier] = {
+    "integer": "software integer",
+    "data": "software integer",
+    "folded": "folded",
+    "float": "software float",
+}
 
 
 def predict(
@@ -46,21 +45,20 @@ def predict(
     target: Target,
     *,
     file_name: str = "model.onnx",
-    kernels: Kernels | None = None,
 ) -> Prediction:
     """Where every node of ``model`` but Q and DQ will run on ``target``, and why.
 
     Of a Q/DQ file as it is; of an FP32 graph as it would be once quantized for the target; of
     either with a batch of one.
-    ``kernels`` knows better what a runtime makes of a node of a Q/DQ file; without it, one between
-    DQ and Q runs where the table says. Nodes inside other nodes (If, Loop, Scan) are not looked at.
-    Raises UsageError for a target file that names no check.
+    Where ONNX Runtime is what runs a Q/DQ file, its kernels decide about every node; elsewhere one
+    between DQ and Q runs where the table says. Nodes inside other nodes (If, Loop, Scan) are not
+    looked at. Raises UsageError for a target file that names no check.
     """
     subject = subject_of(model, target, file_name)
     nodes = [node for node in subject.model.graph if node.op_type not in (QUANTIZE, DEQUANTIZE)]
     _give_names(nodes)
     quantized = any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in subject.nodes)
-    moved = _without_qdq(nodes, target, kernels) if quantized else _left_float(nodes, target)
+    moved = _without_qdq(nodes, target) if quantized else _left_float(nodes, target)
     for node, place in _by_rules(subject, quantized, nodes):
         moved.setdefault(node, []).append(place)
     predictions = tuple(_prediction(node, target, moved.get(node, ())) for node in nodes)
@@ -144,16 +142,15 @@ def _from_constants(node: ir.Node) -> bool:
     return bool(given) and all(is_constant(value) for value in given)
 
 
-def _without_qdq(
-    nodes: Sequence[ir.Node], target: Target, kernels: Kernels | None
-) -> dict[ir.Node, list[Place]]:
-    """Nodes of a Q/DQ file that compute in float, or whatever ``kernels`` says of each."""
+def _without_qdq(nodes: Sequence[ir.Node], target: Target) -> dict[ir.Node, list[Place]]:
+    """Nodes of a Q/DQ file that compute in float, or what ONNX Runtime makes of each."""
     moved: dict[ir.Node, list[Place]] = {}
     for node in nodes:
         if _vanishes(node, target):
             continue
-        if kernels is not None:
-            moved[node] = [kernels(node)]
+        if target.judged_as == "runtime":
+            found = expected(node, int8_fuses=target.fuses_int8)
+            moved[node] = [(_BY_KERNELS[found.runs], found.why)]
             continue
         sides = float_sides(node, target)
         if sides:

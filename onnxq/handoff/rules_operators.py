@@ -6,9 +6,7 @@ import onnx_ir as ir
 
 from onnxq.graph import VIEWS, constant_input, constant_of, dims_of
 from onnxq.handoff.subject import (
-    DEQUANTIZE,
     FLOATS,
-    QUANTIZE,
     Fault,
     Subject,
     at_node,
@@ -18,6 +16,7 @@ from onnxq.handoff.subject import (
     label_of,
     size_bytes,
 )
+from onnxq.qdq import DEQUANTIZE, QUANTIZE
 from onnxq.target import TargetRule
 
 __all__ = [

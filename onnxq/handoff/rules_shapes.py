@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from onnxq.graph import dims_of
-from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE, Fault, Subject, at_node, at_value
+from onnxq.handoff.subject import Fault, Subject, at_node, at_value
+from onnxq.qdq import DEQUANTIZE, QUANTIZE
 from onnxq.target import TargetRule
 
 __all__ = [

@@ -7,7 +7,6 @@ import onnx_ir as ir
 
 from onnxq.graph import constant_input, dims_of, output_channel_axis
 from onnxq.handoff.subject import (
-    DEQUANTIZE,
     Fault,
     Quantized,
     Subject,
@@ -15,8 +14,8 @@ from onnxq.handoff.subject import (
     at_value,
     is_constant,
     label_of,
-    quantized_type,
 )
+from onnxq.qdq import DEQUANTIZE, quantized_type
 from onnxq.target import TargetRule
 
 __all__ = [

@@ -10,12 +10,11 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.graph import WEIGHTED, constant_of, dims_of, values_of, with_batch_of_one
+from onnxq.qdq import DEQUANTIZE, QUANTIZE
 from onnxq.target import Target, TargetRule
 
 __all__ = [
-    "DEQUANTIZE",
     "FLOATS",
-    "QUANTIZE",
     "Check",
     "Fault",
     "Quantized",
@@ -25,12 +24,10 @@ __all__ = [
     "float_sides",
     "is_constant",
     "label_of",
-    "quantized_type",
     "size_bytes",
     "subject_of",
 ]
 
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _KEEPS_CONSTANT = frozenset(
     {QUANTIZE, DEQUANTIZE, "Cast", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
 )
@@ -225,17 +222,6 @@ def _into_q(value: ir.Value, folded: Collection[str]) -> bool:
             for node in consumers
         )
     )
-
-
-def quantized_type(node: ir.Node) -> str:
-    """Integer type that a Q makes or a DQ takes, as ``int8``; ONNX's default is uint8."""
-    if node.op_type == DEQUANTIZE:
-        taken = node.inputs[0].dtype if node.inputs[0] is not None else None
-    else:
-        taken = node.outputs[0].dtype
-    if taken is None and len(node.inputs) > 2 and node.inputs[2] is not None:
-        taken = node.inputs[2].dtype
-    return "uint8" if taken is None else taken.name.lower()
 
 
 def size_bytes(value: ir.Value) -> int | None:

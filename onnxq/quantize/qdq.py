@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 
 from onnxq.errors import QuantizationError, RuntimeFailureError
+from onnxq.qdq import QDQ, QUANTIZE
 from onnxq.qtypes import AffineParameters, IntType
 from onnxq.quantize.plan import Plan
 from onnxq.target import Target
@@ -33,7 +34,6 @@ ARGUMENTS = (  # of QDQQuantizer, those that are given by name
     "nodes_to_quantize", "nodes_to_exclude", "op_types_to_quantize", "extra_options",
 )  # fmt: skip
 _TYPES = {IntType.INT8: QuantType.QInt8, IntType.UINT8: QuantType.QUInt8}
-_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _DEQUANTIZED = "_DequantizeLinear_Output"
 _SHORTER = {
     "_QuantizeLinear_Output": ".q",
@@ -149,7 +149,7 @@ def _leave_inputs_exact(model: onnx.ModelProto, plan: Plan) -> None:
     """What stays float takes the graph's inputs as they are given, not rounded to integers."""
     given = {f"{value.name}{_DEQUANTIZED}": value.name for value in model.graph.input}
     for node in model.graph.node:
-        if node.name not in plan.nodes and node.op_type not in _QDQ:
+        if node.name not in plan.nodes and node.op_type not in QDQ:
             node.input[:] = [given.get(name, name) for name in node.input]
 
 
@@ -157,7 +157,7 @@ def _prove_parameters(model: onnx.ModelProto, plan: Plan) -> None:
     """Raise unless every Q of an activation carries the scale and zero point of the plan."""
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type != "QuantizeLinear":
+        if node.op_type != QUANTIZE:
             continue
         tensor = node.input[0].removesuffix("_QuantizeLinear_Input")
         wanted = plan.activations.get(tensor)
@@ -196,7 +196,7 @@ def _slim(model: onnx.ModelProto, keep: Collection[str]) -> onnx.ModelProto:
     for node in model.graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]
-        if node.op_type in _QDQ:
+        if node.op_type in QDQ:
             node.name = _shorter(node.name)
     model.producer_name, model.producer_version = "onnxq", ""
     del model.metadata_props[:]

@@ -15,11 +15,11 @@ from onnx import TensorProto
 
 from onnxq.errors import ModelError
 from onnxq.graph import WEIGHTED, constants_of, is_quantized_form, refuse_inner_graphs
+from onnxq.qdq import DEQUANTIZE, QDQ, QUANTIZE
 from onnxq.qtypes import IntType
 
 __all__ = ["ELEMENT", "OTHER", "Shifted", "shift_activations"]
 
-_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _SHIFT = 128
 ELEMENT = {IntType.INT8: TensorProto.INT8, IntType.UINT8: TensorProto.UINT8}
 OTHER = {IntType.INT8: IntType.UINT8, IntType.UINT8: IntType.INT8}
@@ -79,7 +79,7 @@ def _refuse_other_forms(model: onnx.ModelProto, where: str) -> None:
     others = [
         node
         for node in model.graph.node
-        if node.op_type not in {_Q, _DQ} and is_quantized_form(node.op_type)
+        if node.op_type not in QDQ and is_quantized_form(node.op_type)
     ]
     if others:
         raise ModelError(
@@ -112,17 +112,17 @@ class _Tensors:
             {
                 self._integers(node)
                 for node in self.graph.node
-                if node.op_type in {_Q, _DQ} and self._is_activation(node)
+                if node.op_type in QDQ and self._is_activation(node)
             }
         )
 
     @staticmethod
     def _integers(node: onnx.NodeProto) -> str:
-        return str(node.output[0] if node.op_type == _Q else node.input[0])
+        return str(node.output[0] if node.op_type == QUANTIZE else node.input[0])
 
     def belongs(self, node: onnx.NodeProto) -> bool:
         """Whether a node is a Q or DQ of an activation that is shifted."""
-        if node.op_type not in {_Q, _DQ} or node.output[0] in self._kept:
+        if node.op_type not in QDQ or node.output[0] in self._kept:
             return False
         return self._integers(node) in self.shifted
 
@@ -144,9 +144,9 @@ class _Tensors:
 
     def _is_cast_weight(self, node: onnx.NodeProto) -> bool:
         """Whether a DQ reads integers that a node makes of constants, as 4-bit weights are."""
-        maker = self._makers.get(node.input[0]) if node.op_type == _DQ else None
+        maker = self._makers.get(node.input[0]) if node.op_type == DEQUANTIZE else None
         from_constants = maker is not None and maker.output[0] not in self._computed
-        return from_constants and maker is not None and maker.op_type not in {_Q, "Constant"}
+        return from_constants and maker is not None and maker.op_type not in {QUANTIZE, "Constant"}
 
     def _followed(self, found: set[str]) -> set[str]:
         """``found``, and what nodes that only move integers make of them, or make them from."""
@@ -163,7 +163,7 @@ class _Tensors:
     def refuse_arithmetic(self, where: str) -> None:
         """Raise ModelError if a node computes on, or makes, integers that would be shifted."""
         for node in self.graph.node:
-            allowed = {self._integers(node)} if node.op_type in {_Q, _DQ} else set(_moved(node))
+            allowed = {self._integers(node)} if node.op_type in QDQ else set(_moved(node))
             allowed |= set(_moved_to(node))
             for name in ({*node.input, *node.output} & self.shifted) - allowed:
                 if node.op_type != "Constant":
@@ -209,7 +209,7 @@ def _types(model: onnx.ModelProto, constants: Mapping[str, np.ndarray]) -> dict[
         if node.op_type == "Constant" and node.output[0] in constants:
             dtype = constants[node.output[0]].dtype
             types[node.output[0]] = onnx.helper.np_dtype_to_tensor_dtype(dtype)
-        elif node.op_type == _Q:
+        elif node.op_type == QUANTIZE:
             chosen = [a.i for a in node.attribute if a.name == "output_dtype" and a.i]
             zero_point = node.input[2] if len(node.input) > 2 else ""
             types[node.output[0]] = types.get(zero_point, (*chosen, TensorProto.UINT8)[0])
@@ -262,7 +262,7 @@ class _Edit:
         """Store the shifted integers of an operand, for those that read it as one."""
         new = self._store(name, self._moved(array))
         for node in self.model.graph.node:
-            if tensors.belongs(node) or (_moved(node) and node.op_type != _DQ):
+            if tensors.belongs(node) or (_moved(node) and node.op_type != DEQUANTIZE):
                 _rename(node.input, {name: new})
         return new
 
@@ -299,8 +299,10 @@ class _Edit:
         source_kind, kind = (OTHER[self.to], self.to) if inwards else (self.to, OTHER[self.to])
         middle = self._unused(f"{name}.real")
         return [
-            onnx.helper.make_node(_DQ, [source, one, zero[source_kind]], [middle], name=middle),
-            onnx.helper.make_node(_Q, [middle, one, zero[kind]], [name], name=f"{middle}.q"),
+            onnx.helper.make_node(
+                DEQUANTIZE, [source, one, zero[source_kind]], [middle], name=middle
+            ),
+            onnx.helper.make_node(QUANTIZE, [middle, one, zero[kind]], [name], name=f"{middle}.q"),
         ]
 
     def finish(self, shifted: set[str]) -> None:

@@ -8,12 +8,12 @@ from onnx import helper, numpy_helper
 
 from onnxq.errors import ExportError, nearest
 from onnxq.graph import constants_of, cut_to
+from onnxq.qdq import DEQUANTIZE, QDQ, QUANTIZE
 from onnxq.recipe import PartSection, PartValue
 from onnxq.splitting.route import rows_of, shape_of_run
 
 __all__ = ["cut_part"]
 
-_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _VIEWS = frozenset({"Reshape", "Flatten"})
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -83,7 +83,7 @@ class _Cutter:
         for node in list(self._graph.node):
             if name not in node.input or node.op_type in _VIEWS:
                 continue
-            if node.op_type in (_Q, _DQ):
+            if node.op_type in QDQ:
                 self._restore(node.output[0], shape)
                 continue
             view = self._after(name, shape)
@@ -106,8 +106,8 @@ class _Cutter:
         return helper.make_tensor_value_info(value.label, self._kinds[value.tensor], shape)
 
     def _dequantized(self, tensor: str) -> str:
-        for quantize in self._readers(tensor, _Q):
-            for dequantize in self._readers(quantize.output[0], _DQ):
+        for quantize in self._readers(tensor, QUANTIZE):
+            for dequantize in self._readers(quantize.output[0], DEQUANTIZE):
                 return str(dequantize.output[0])
         return tensor
 
@@ -118,13 +118,13 @@ class _Cutter:
         self._graph.initializer.append(numpy_helper.from_array(array, target))
         view = helper.make_node("Reshape", [name, target], [self._name("view")], self._name("n"))
         added, maker = [view], self._maker(name)
-        if maker is not None and maker.op_type == _DQ:
+        if maker is not None and maker.op_type == DEQUANTIZE:
             parameters = list(maker.input[1:])
             quantize = helper.make_node(
-                _Q, [view.output[0], *parameters], [self._name("q")], self._name("n")
+                QUANTIZE, [view.output[0], *parameters], [self._name("q")], self._name("n")
             )
             dequantize = helper.make_node(
-                _DQ, [quantize.output[0], *parameters], [self._name("d")], self._name("n")
+                DEQUANTIZE, [quantize.output[0], *parameters], [self._name("d")], self._name("n")
             )
             added += [quantize, dequantize]
         nodes = list(self._graph.node)

@@ -19,12 +19,12 @@ from onnxq.graph import (
     macs_of,
     output_channel_axis,
 )
+from onnxq.qdq import QDQ, QUANTIZE, dequantizer
 from onnxq.target import Target
-from onnxq.verify.constants import constant_faults, dequantizer
+from onnxq.verify.constants import constant_faults
 
 __all__ = ["audit", "coverage", "gives_wrong_numbers", "refuse_other_forms", "require_sound"]
 
-_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _WRONG_NUMBERS = "ONNX Runtime computes wrong numbers from that"
 _FOLDED = frozenset({"Relu", "Clip"})  # vanish into the Q behind them
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Concat", "MatMul"})
@@ -167,7 +167,7 @@ def gives_wrong_numbers(rows: Iterable[AuditRow]) -> bool:
 
 def refuse_other_forms(model: ir.Model, where: str) -> None:
     """Raise ModelError if the file is quantized in another form than Q/DQ."""
-    others = [n for n in model.graph if n.op_type not in {_Q, _DQ} and is_quantized_form(n.op_type)]
+    others = [n for n in model.graph if n.op_type not in QDQ and is_quantized_form(n.op_type)]
     if others:
         raise ModelError(
             "QOperator or dynamic form; onnxq reads the Q/DQ form "
@@ -207,7 +207,7 @@ def coverage(model: ir.Model, selected: Collection[str] | None, target: Target) 
 
 
 def _operators(model: ir.Model) -> list[ir.Node]:
-    return [n for n in model.graph if n.op_type not in {_Q, _DQ, "Constant", "Cast"}]
+    return [n for n in model.graph if n.op_type not in QDQ | {"Constant", "Cast"}]
 
 
 def _from_dq(value: ir.Value | None) -> bool:
@@ -220,7 +220,7 @@ def _into_q(value: ir.Value) -> bool:
     if value.is_graph_output() or not users:
         return False
     return all(
-        user.op_type == _Q or (user.op_type in _FOLDED and _into_q(user.outputs[0]))
+        user.op_type == QUANTIZE or (user.op_type in _FOLDED and _into_q(user.outputs[0]))
         for user in users
     )
 

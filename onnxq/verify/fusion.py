@@ -14,14 +14,16 @@ import onnx_ir as ir
 
 from onnxq.artifacts import Execution, Finding, FusionAudit, FusionLine, NodeExecution
 from onnxq.graph import load_model, macs_of, save_model, with_batch_of_one
+from onnxq.kernels import Expected, expected
+from onnxq.qdq import QDQ, QUANTIZE
 from onnxq.runtime import executed_operators
 from onnxq.target import Target
-from onnxq.verify.expected import Expected, expected
 
 __all__ = [
     "INT8_FUSES",
     "Executed",
     "audit_fusion",
+    "config_for",
     "executed",
     "fusion_lines",
     "numbered",
@@ -29,8 +31,7 @@ __all__ = [
 ]
 
 INT8_FUSES = {"session.qdqisint8allowed": "1"}  # what an ARM64 build does by default
-_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_NOT_COUNTED = _QDQ | {"Constant", "Cast"}
+_NOT_COUNTED = QDQ | {"Constant", "Cast"}
 _KERNELS = frozenset({"QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"})
 _BLOCKS = frozenset({"MatMulNBits"})
 _INTEGERS = frozenset(
@@ -77,8 +78,7 @@ def audit_fusion(path: Path, config: Mapping[str, str] | None = None) -> FusionA
 
 def config_for(target: Target) -> dict[str, str]:
     """The session's configuration under which this machine fuses what ``target`` would."""
-    arm = target.processor is not None and target.processor.family == "arm64"
-    return {**target.session_options, **(INT8_FUSES if arm else {})}
+    return {**target.session_options, **(INT8_FUSES if target.fuses_int8 else {})}
 
 
 def fusion_lines(audit: FusionAudit) -> tuple[FusionLine, ...]:
@@ -158,7 +158,7 @@ def executed(model: onnx.ModelProto, optimized: onnx.ModelProto) -> dict[int, Ex
     outputs = {f"{node.output[0]}_nchwc": n for n, node in enumerate(model.graph.node)}
     for node in optimized.graph.node:
         for number in numbers_of(node.name, outputs):
-            if node.op_type in _QDQ and model.graph.node[number].op_type not in _QDQ:
+            if node.op_type in QDQ and model.graph.node[number].op_type not in QDQ:
                 continue
             found[number] = Executed(_runs(node, on_integers), node.op_type)
             if any(attribute.name == "activation" for attribute in node.attribute):
@@ -195,9 +195,9 @@ def _integer_tensors(model: onnx.ModelProto) -> set[str]:
     found = {name for name, kind in kinds.items() if kind in _INTEGERS}
     found |= {tensor.name for tensor in graph.initializer if tensor.data_type in _INTEGERS}
     for node in graph.node:
-        quantizes = node.op_type == "QuantizeLinear" or node.op_type.startswith("QLinear")
+        quantizes = node.op_type == QUANTIZE or node.op_type.startswith("QLinear")
         gives = node.op_type == "QGemm" and len(node.input) > 7
-        moves = node.op_type not in _QDQ | _KERNELS and node.input and node.input[0] in found
+        moves = node.op_type not in QDQ | _KERNELS and node.input and node.input[0] in found
         if quantizes or gives or moves:
             found |= set(node.output)
     return found

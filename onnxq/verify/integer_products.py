@@ -11,8 +11,8 @@ from jaxtyping import Float, Int8, Int64, Integer, Shaped, UInt8
 
 from onnxq.graph import constant_of
 from onnxq.pair_sums import has_pair_sums, reduction_rows
+from onnxq.qdq import QUANTIZE, dequantizer
 from onnxq.qtypes import AffineParameters, IntType
-from onnxq.verify.constants import dequantizer
 from onnxq.verify.reachable import parameters_of, reachable
 
 __all__ = ["Product", "products_of"]
@@ -210,7 +210,7 @@ def _quantized_by(value: ir.Value) -> AffineParameters | None:
         return None
     if users[0].op_type in _FOLDED:
         return _quantized_by(users[0].outputs[0])
-    return parameters_of(users[0]) if users[0].op_type == "QuantizeLinear" else None
+    return parameters_of(users[0]) if users[0].op_type == QUANTIZE else None
 
 
 def _bias(node: ir.Node, scales: Float[np.ndarray, " n"]) -> Int64[np.ndarray, " m"]:

@@ -8,6 +8,7 @@ import onnx
 from onnxq.artifacts import LayerDistance
 from onnxq.graph import load_model
 from onnxq.progress import Progress, silent
+from onnxq.qdq import DEQUANTIZE, QUANTIZE
 from onnxq.runtime import Session, in_parallel, with_outputs
 from onnxq.samples import Samples
 from onnxq.verify.distances import Distance
@@ -19,12 +20,10 @@ def quantized_tensors(int8: onnx.ModelProto, fp32: onnx.ModelProto) -> dict[str,
     """FP32 tensor → the tensor of the Q/DQ graph that holds its dequantized form."""
     known = {name for node in fp32.graph.node for name in node.output}
     known |= {value.name for value in fp32.graph.input}
-    consumers = {
-        node.input[0]: node for node in int8.graph.node if node.op_type == "DequantizeLinear"
-    }
+    consumers = {node.input[0]: node for node in int8.graph.node if node.op_type == DEQUANTIZE}
     found: dict[str, str] = {}
     for node in int8.graph.node:
-        if node.op_type != "QuantizeLinear" or node.output[0] not in consumers:
+        if node.op_type != QUANTIZE or node.output[0] not in consumers:
             continue
         dequantized = consumers[node.output[0]].output[0]
         original = dequantized if dequantized in known else node.input[0]

@@ -13,8 +13,8 @@ from jaxtyping import Shaped
 
 from onnxq.artifacts import OutputDistance
 from onnxq.graph import constant_of, load_graph
+from onnxq.qdq import dequantizer
 from onnxq.runtime import Session, in_parallel
-from onnxq.verify.constants import dequantizer
 from onnxq.verify.distances import Distance
 
 __all__ = ["FusedAgainstUnfused", "compare_levels"]

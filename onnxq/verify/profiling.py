@@ -10,13 +10,13 @@ from jaxtyping import Shaped
 
 from onnxq.artifacts import NodeTime, OperatorTime, TimeLedger
 from onnxq.graph import constants_of, load_model
+from onnxq.qdq import QDQ
 from onnxq.runtime import NodeTimes, executed_operators, latencies, profile
 from onnxq.verify.fusion import executed, numbered, numbers_of
 
 __all__ = ["time_ledger", "without_qdq"]
 
 _UNFUSED = {"session.disable_quant_qdq": "1"}
-_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _MAY_HOLD_RELU = frozenset({"Add", "Conv", "ConvTranspose", "Gemm", "MatMul"})
 _LAYOUT = frozenset({"ReorderInput", "ReorderOutput"})
 _INSERTED_TRANSPOSE = "Transpose"  # how ONNX Runtime begins the names of those that it inserts
@@ -76,7 +76,7 @@ def time_ledger(
 
 
 def _group(node: NodeTimes, runs: str, *, inserted: bool) -> str:
-    if node.op_type in _QDQ:
+    if node.op_type in QDQ:
         return "quantizing"
     if node.op_type in _LAYOUT or (inserted and node.op_type == _INSERTED_TRANSPOSE):
         return "layout"
@@ -98,7 +98,7 @@ def without_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
         if not computed & set(node.input):
             continue
         computed |= set(node.output)
-        if node.op_type not in _QDQ:
+        if node.op_type not in QDQ:
             continue
         real = kinds.get(node.input[1], onnx.TensorProto.FLOAT)
         to = integers.get(node.output[0], real)

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from onnxq.affine import dequantize, quantize
 from onnxq.graph import constant_of
+from onnxq.qdq import DEQUANTIZE, QUANTIZE
 from onnxq.qtypes import AffineParameters, IntType
 
 __all__ = ["parameters_of", "reachable"]
@@ -45,7 +46,7 @@ def reachable(data: ir.Node) -> tuple[int, int]:
     if given is None or data.inputs[0] is None:
         return (0, 255)
     q = data.inputs[0].producer()
-    if q is None or q.op_type != "QuantizeLinear":
+    if q is None or q.op_type != QUANTIZE:
         return given.type.qmin, given.type.qmax
     ends = np.array(_bounds(q.inputs[0]), np.float32)
     low, high = quantize(ends, given.scale, given.zero_point, given.type)
@@ -57,7 +58,7 @@ def _bounds(value: ir.Value | None) -> tuple[float, float]:
     node = value.producer() if value is not None else None
     if node is None:
         return -math.inf, math.inf
-    if node.op_type == "DequantizeLinear" and (given := parameters_of(node)) is not None:
+    if node.op_type == DEQUANTIZE and (given := parameters_of(node)) is not None:
         ends = np.array(reachable(node), np.int32)
         low, high = dequantize(ends, given.scale, given.zero_point)
         return float(low), float(high)

@@ -10,7 +10,6 @@ from handoff.test_rules_onnxruntime import unsigned
 from onnxq.handoff.prediction import predict
 from onnxq.runtime import executed_operators
 from onnxq.target import load_target
-from onnxq.verify.expected import expected
 
 X86 = load_target("ort-x86")
 
@@ -164,14 +163,9 @@ def test_a_version_of_the_tool_predicts_by_its_own_table():
 # --- onnxruntime --------------------------------------------------------------------------------
 
 
-def kernels(node):
-    found = expected(node, int8_fuses=False)
-    return "software float" if found.runs == "float" else "software integer", found.why
-
-
 def test_a_net_that_is_predicted_integer_is_executed_so(tmp_path):
     path = quantized_net(tmp_path, QuantType.QUInt8)
-    prediction = predict(onnx.load(path), X86, kernels=kernels)
+    prediction = predict(onnx.load(path), X86)
     assert {line.runs for line in prediction.shares} == {"software integer"}
     executed = {node.op_type for node in executed_operators(path).graph.node}
     assert not executed & {"Conv", "FusedConv", "Gemm", "FusedGemm", "Add"}
@@ -181,7 +175,7 @@ def test_a_net_that_is_predicted_integer_is_executed_so(tmp_path):
 def test_the_float_net_is_predicted_as_its_quantized_file_is(tmp_path):
     prediction = predict(small_net(), X86)
     assert prediction.of == "float"
-    quantized = predict(onnx.load(quantized_net(tmp_path, QuantType.QUInt8)), X86, kernels=kernels)
+    quantized = predict(onnx.load(quantized_net(tmp_path, QuantType.QUInt8)), X86)
     there = {node.op_type: node.runs for node in quantized.nodes}
     assert {node.op_type: node.runs for node in prediction.nodes if node.op_type in there} == there
 
@@ -230,7 +224,7 @@ IN_FLOAT = [
 def test_the_table_agrees_with_the_optimized_graph(tmp_path, operator):
     model = unsigned(operator)
     onnx.save(model, tmp_path / "m.onnx")
-    (node,) = predict(model, X86, kernels=kernels).nodes
+    (node,) = predict(model, X86).nodes
     assert node.runs == ("software float" if operator in IN_FLOAT else "software integer")
     executed = executed_operators(tmp_path / "m.onnx").graph.node
     real = {output for n in executed if n.op_type == "DequantizeLinear" for output in n.output}

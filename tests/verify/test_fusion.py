@@ -12,9 +12,9 @@ from onnxq.artifacts import FusionAudit
 from onnxq.calibrate.readers import SampleReader
 from onnxq.cli import main
 from onnxq.graph import load_model
+from onnxq.kernels import _FOLDED, _INTEGER, _MOVERS
 from onnxq.target import load_target
 from onnxq.verify.audit import audit, gives_wrong_numbers
-from onnxq.verify.expected import _FOLDED, _INTEGER, _MOVERS
 from onnxq.verify.fusion import audit_fusion, executed, fusion_lines, numbered
 from tests.quantize.nets import Net, residual
 

@@ -38,7 +38,7 @@ from onnxq.handoff.reference.rounding import Rounding, position, rounded
 from onnxq.handoff.reference.single import SingleNode
 from onnxq.handoff.reference.values import Array, Steps, Value, dequantized, real
 from onnxq.handoff.reference.windows import attribute
-from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE
+from onnxq.qdq import DEQUANTIZE, QUANTIZE
 from onnxq.qtypes import IntType
 
 __all__ = ["Computed", "Reference"]

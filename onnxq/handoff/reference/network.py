@@ -8,7 +8,7 @@ import onnx
 from jaxtyping import Shaped
 
 from onnxq.errors import ModelError
-from onnxq.handoff.subject import DEQUANTIZE, QUANTIZE
+from onnxq.qdq import DEQUANTIZE, QUANTIZE
 from onnxq.qtypes import AffineParameters, IntType
 
 __all__ = ["Layer", "layers_of"]

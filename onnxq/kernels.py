@@ -13,11 +13,10 @@ import onnx_ir as ir
 
 from onnxq.artifacts import Execution, FloatCause
 from onnxq.graph import WEIGHTED, constant_input, constant_of
-from onnxq.verify.constants import dequantizer
+from onnxq.qdq import QUANTIZE, dequantizer, quantized_type
 
 __all__ = ["Expected", "expected"]
 
-_Q = "QuantizeLinear"
 _INTEGER = frozenset(
     {
         "Add", "AveragePool", "Concat", "Conv", "Gemm", "GlobalAveragePool", "LeakyRelu", "MatMul",
@@ -126,7 +125,7 @@ def _clamped(node: ir.Node, behind: ir.Node) -> Expected | None:
     low = -np.inf if bounds[0] is None else float(bounds[0].item())
     high = np.inf if bounds[1] is None else float(bounds[1].item())
     low = 0.0 if node.op_type == "Relu" else low
-    scale, kind = constant_of(behind.inputs[1]), _kind(behind)
+    scale, kind = constant_of(behind.inputs[1]), quantized_type(behind)
     if scale is None or scale.size != 1 or kind not in {"int8", "uint8", "int16", "uint16"}:
         return None
     limits = np.iinfo(kind)
@@ -144,7 +143,9 @@ def _clamped(node: ir.Node, behind: ir.Node) -> Expected | None:
 
 
 def _of_width(node: ir.Node) -> Expected | None:
-    kinds = {_kind(dq) for _, dq in _data(node)} | {_kind(q) for q in _all_quantizers(node)}
+    kinds = {quantized_type(dq) for _, dq in _data(node)} | {
+        quantized_type(q) for q in _all_quantizers(node)
+    }
     wide = kinds & {"int16", "uint16"}
     if not wide or (node.op_type in _MOVERS and node.op_type not in _MOVERS_OF_8_BITS):
         return None
@@ -165,9 +166,11 @@ def _of_weight(node: ir.Node) -> Expected | None:
 
 def _of_stored(dq: ir.Node) -> Expected | None:
     """What of the form of a weight is in the way."""
-    if _kind(dq) in _FOUR_BITS:
+    if quantized_type(dq) in _FOUR_BITS:
         do = "store the weight in 4 bits before a Cast to int8, and dequantize that"
-        return _float("int4 without Cast", f"its weight is dequantized from {_kind(dq)}", do)
+        return _float(
+            "int4 without Cast", f"its weight is dequantized from {quantized_type(dq)}", do
+        )
     if dq.attributes.get_int("block_size", 0):
         do = "give the weight one scale for each output channel"
         return _float("no integer kernel", "its weight has scales for blocks", do)
@@ -243,7 +246,7 @@ def _of_types(node: ir.Node, int8_fuses: bool) -> Expected | None:
     if len(found) > 1:
         do = "give both sides of the node one integer type"
         return _float("mixed types", f"its activations are {' and '.join(sorted(found))}", do)
-    if found == {"int8"} and weight is not None and _kind(weight) == "uint8":
+    if found == {"int8"} and weight is not None and quantized_type(weight) == "uint8":
         return _float("mixed types", "int8 activations, uint8 weight", "make the weight int8")
     return None
 
@@ -256,15 +259,19 @@ def _kinds(node: ir.Node, int8_fuses: bool) -> dict[ir.Value, str]:
     kinds = {}
     for value, dq in _data(node):
         alone = len(value.uses()) == 1 and value is not dq.outputs[0]
-        kinds[_integers(dq)] = "uint8" if alone and _kind(dq) == "int8" else _kind_on_x86(dq)
+        kinds[_integers(dq)] = (
+            "uint8" if alone and quantized_type(dq) == "int8" else _kind_on_x86(dq)
+        )
     for output in node.outputs:
         last, passed = _behind(output)
         moved = any(other.op_type in _PROPAGATED for other in passed)
         for q in _quantizers(last):
-            kinds[_integers(q)] = "uint8" if moved and _kind(q) == "int8" else _kind_on_x86(q)
+            kinds[_integers(q)] = (
+                "uint8" if moved and quantized_type(q) == "int8" else _kind_on_x86(q)
+            )
     if int8_fuses:
         nodes = [*(dq for _, dq in _data(node)), *_all_quantizers(node)]
-        return {_integers(n): _kind(n) for n in nodes}
+        return {_integers(n): quantized_type(n) for n in nodes}
     return kinds
 
 
@@ -321,7 +328,7 @@ def _from_cast(dq: ir.Node) -> bool:
 
 
 def _quantizers(value: ir.Value) -> list[ir.Node]:
-    return [use.node for use in value.uses() if use.node.op_type == _Q]
+    return [use.node for use in value.uses() if use.node.op_type == QUANTIZE]
 
 
 def _all_quantizers(node: ir.Node) -> list[ir.Node]:
@@ -332,7 +339,7 @@ def _others(value: ir.Value) -> str:
     """What takes ``value`` as it is, in words; empty if only Q do."""
     if value.is_graph_output():
         return "the outputs of the graph"
-    users = [use.node for use in value.uses() if use.node.op_type != _Q]
+    users = [use.node for use in value.uses() if use.node.op_type != QUANTIZE]
     return f"{users[0].op_type} `{users[0].name}`" if users else ""
 
 
@@ -350,26 +357,18 @@ def _behind(value: ir.Value) -> tuple[ir.Value, tuple[ir.Node, ...]]:
 
 
 def _integers(node: ir.Node) -> ir.Value:
-    value = node.outputs[0] if node.op_type == _Q else node.inputs[0]
+    value = node.outputs[0] if node.op_type == QUANTIZE else node.inputs[0]
     if value is None:
         raise ValueError(f"{node.op_type} `{node.name}` has no input")
     return value
 
 
-def _kind(node: ir.Node) -> str:
-    """The integer type of a Q or DQ."""
-    zero_point = constant_input(node, 2)
-    if zero_point is not None:
-        return str(zero_point.dtype)
-    known = _integers(node).dtype
-    return "uint8" if known is None else known.name.lower()
-
-
 def _kind_on_x86(node: ir.Node) -> str:
-    """Likewise, once ONNX Runtime has made uint8 of int8 where a Q has one DQ with one use."""
-    kind, value = _kind(node), _integers(node)
+    """The integer type of a Q or DQ once ONNX Runtime has made uint8 of int8 where a Q has one DQ
+    with one use."""
+    kind, value = quantized_type(node), _integers(node)
     maker = value.producer()
-    if kind != "int8" or maker is None or maker.op_type != _Q:
+    if kind != "int8" or maker is None or maker.op_type != QUANTIZE:
         return kind
     return "uint8" if sum(1 for _ in _uses(value)) == 1 else kind
 
