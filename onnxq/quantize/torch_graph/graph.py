@@ -1,0 +1,301 @@
+"""The graph itself: its nodes as torch calls, its constants as parameters and buffers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx.inliner
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from onnxq.errors import DataError, ModelError, UsageError, nearest
+from onnxq.quantize.torch_graph import (  # noqa: F401 (each fills the table with its operators)
+    activations,
+    convolution,
+    elementwise,
+    fake_quant,
+    indexing,
+    normalization,
+    pooling,
+    products,
+    reductions,
+    resizing,
+    shaping,
+)
+from onnxq.quantize.torch_graph.registry import (
+    NEWEST_OPSET,
+    OLDEST_OPSET,
+    Call,
+    Computation,
+    computation_of,
+)
+from onnxq.quantize.torch_graph.trainable import MOVING, trainable_constants
+from onnxq.quantize.torch_graph.types import (
+    BOUNDS,
+    as_tensor,
+    delivered,
+    held,
+    is_carried,
+    landed,
+    wrapped,
+)
+from onnxq.shapes import infer_shapes
+
+__all__ = ["TorchGraph"]
+
+_CARRYING = MOVING | {"Cast", "CastLike", "DequantizeLinear", "MaxPool", "Pad"}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A node, and the tensors nobody needs any more behind it."""
+
+    call: Call
+    computation: Computation
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    spent: tuple[str, ...]
+
+
+class TorchGraph(nn.Module):
+    """An ONNX graph of opset 13 to 21, computed by torch with gradients.
+
+    Its parameters are the float initializers that are a weight or a bias, also behind Q/DQ; every
+    other constant is a buffer. In torch's own listings their names stand with "." as "%2E"; by
+    their names in the graph they are in ``weights``. Dropout and BatchNormalization are those of
+    inference, whatever ``train()`` says.
+
+    Raises ModelError naming the node whose operator, attribute or type cannot be computed exactly.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        super().__init__()
+        self._where = model.graph.name or "the graph"
+        opset = self._opset_of(model)
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        graph = infer_shapes(model, self._where).graph
+        self._types = _types_of(graph)
+        self._keys: dict[str, str] = {}
+        self._constants = nn.Module()
+        self._enter_constants(graph)
+        self._outputs = tuple(value.name for value in graph.output)
+        self._inputs = tuple(v.name for v in graph.input if v.name not in self._keys)
+        self._steps = tuple(self._steps_of(graph, opset))
+        made = [name for step in self._steps for name in step.outputs]
+        self._known = frozenset([*self._keys, *self._inputs, *made]) - {""}
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """What is trained, by its name in the graph."""
+        found = {name: getattr(self._constants, key) for name, key in self._keys.items()}
+        return {name: t for name, t in found.items() if isinstance(t, nn.Parameter)}
+
+    def make_trainable(self, name: str) -> nn.Parameter:
+        """Turn a constant, such as the scale of a QuantizeLinear, into a parameter.
+
+        Raises UsageError where the graph has no floating point constant of that name.
+        """
+        key = self._keys.get(name, "")
+        tensor = getattr(self._constants, key) if key else None
+        if tensor is None or not tensor.is_floating_point():
+            raise UsageError(
+                f"the graph has no floating point constant `{name}`",
+                where=self._where,
+                do=nearest(name, self._keys),
+            )
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        delattr(self._constants, key)
+        parameter = nn.Parameter(tensor)
+        self._constants.register_parameter(key, parameter)
+        return parameter
+
+    def forward(
+        self, inputs: Mapping[str, Shaped[Tensor, "..."]], wanted: Sequence[str] = ()
+    ) -> dict[str, Shaped[Tensor, "..."]]:
+        """The graph's outputs and the tensors named by ``wanted``.
+
+        Raises DataError for inputs that are missing, unknown or of another type, UsageError for a
+        wanted tensor that the graph does not have, ModelError where torch refuses a node.
+        """
+        for name in wanted:
+            if name not in self._known:
+                raise UsageError(
+                    f"the graph has no tensor `{name}`",
+                    where=self._where,
+                    do=nearest(name, self._known),
+                )
+        kept = (*self._outputs, *wanted)
+        values = {name: getattr(self._constants, key) for name, key in self._keys.items()}
+        values |= self._given(inputs)
+        for step in self._steps:
+            made = self._computed(step, values)
+            values.update(zip(step.outputs, made, strict=False))
+            for name in step.spent:
+                if name not in kept:
+                    values.pop(name, None)
+        return {
+            name: delivered(landed(values[name], type_, self._where), type_)
+            for name in kept
+            for type_ in (self._types[name],)
+        }
+
+    def _opset_of(self, model: onnx.ModelProto) -> int:
+        versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+        opset = versions[0] if versions else 0
+        if OLDEST_OPSET <= opset <= NEWEST_OPSET:
+            return opset
+        raise ModelError(
+            f"it is of opset {opset}; {OLDEST_OPSET} to {NEWEST_OPSET} are computed in torch",
+            where=self._where,
+            do="export the model again at one of these, or convert it with onnx.version_converter",
+        )
+
+    def _enter_constants(self, graph: onnx.GraphProto) -> None:
+        """Initializers and Constant nodes. Raises ModelError for what torch does not hold."""
+        if graph.sparse_initializer:
+            raise ModelError(
+                "it has sparse initializers", where=self._where, do="store them as dense ones"
+            )
+        trained = trainable_constants(graph)
+        for name, proto in _constants(graph):
+            key = _key_of(name)
+            self._keys[name] = key
+            where = f"{self._where}, constant `{name}`"
+            held(proto.data_type, where)
+            tensor = as_tensor(onnx.numpy_helper.to_array(proto), proto.data_type, where)
+            if name in trained:
+                self._constants.register_parameter(key, nn.Parameter(tensor))
+            else:
+                self._constants.register_buffer(key, tensor)
+
+    def _steps_of(self, graph: onnx.GraphProto, opset: int) -> Iterator[_Step]:
+        last = {name: i for i, node in enumerate(graph.node) for name in node.input}
+        for i, node in enumerate(graph.node):
+            if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+                continue
+            where = f"{self._where}, {node.op_type} `{node.name or next(iter(node.output), '')}`"
+            computation = computation_of(node.domain, node.op_type, where)
+            for name in filter(None, node.output):
+                if name not in self._types:
+                    raise ModelError(
+                        f"onnx cannot infer the type of `{name}`",
+                        where=where,
+                        do="check the node with onnx.checker.check_model(full_check=True)",
+                    )
+                held(self._types[name], f"{where}, tensor `{name}`")
+            call = Call(
+                where=where,
+                op_type=node.op_type,
+                opset=opset,
+                attributes=_attributes(node),
+                input_types=tuple(self._types.get(name, 0) for name in node.input),
+                output_types=tuple(self._types.get(name, 0) for name in node.output),
+            )
+            spent = tuple(n for n in {*node.input, *node.output} if n and last.get(n, -1) <= i)
+            yield _Step(call, computation, tuple(node.input), tuple(node.output), spent)
+
+    def _given(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given: dict[str, Tensor] = {}
+        for name in self._inputs:
+            if name not in inputs:
+                raise DataError(
+                    f"the input `{name}` is missing", where=self._where, do="give it a tensor"
+                )
+        for name, tensor in inputs.items():
+            if name not in self._inputs and name not in self._keys:
+                raise DataError(
+                    f"the graph has no input `{name}`",
+                    where=self._where,
+                    do=nearest(name, self._inputs),
+                )
+            type_ = self._types[name]
+            dtype = held(type_, f"{self._where}, input `{name}`")
+            if dtype.is_floating_point != tensor.dtype.is_floating_point:
+                raise DataError(
+                    f"the input `{name}` is {tensor.dtype}; the graph declares {dtype}",
+                    where=self._where,
+                    do="convert it",
+                )
+            whole = tensor if dtype.is_floating_point else tensor.to(dtype)
+            given[name] = wrapped(whole, type_, f"{self._where}, input `{name}`")
+        return given
+
+    def _computed(self, step: _Step, values: Mapping[str, Tensor]) -> list[Tensor]:
+        call = step.call
+        arguments: list[Tensor | None] = []
+        for i, name in enumerate(step.inputs):
+            value = values[name] if name else None
+            carries = call.op_type in _CARRYING and (i == 0 or call.op_type == "Concat")
+            if value is not None and not carries:
+                value = landed(value, call.input_types[i], call.where)
+            arguments.append(value)
+        try:
+            made = step.computation(call, *arguments)
+        except (RuntimeError, IndexError, TypeError, ValueError) as fault:
+            raise ModelError(
+                f"torch cannot compute it: {str(fault).splitlines()[0]}",
+                where=call.where,
+                do="check the shapes of what is fed and the node's attributes",
+            ) from fault
+        results = made if isinstance(made, tuple) else (made,)
+        return [
+            _typed(tensor, type_, call.where)
+            for tensor, type_ in zip(results, call.output_types, strict=False)
+        ]
+
+
+def _typed(tensor: Tensor, type_: int, where: str) -> Tensor:
+    """A result in the type that torch holds; floating point and codes as they are."""
+    if not type_ or is_carried(tensor, type_):
+        return tensor
+    dtype = held(type_, where)
+    if type_ in BOUNDS or tensor.is_floating_point() != dtype.is_floating_point:
+        tensor = tensor.to(dtype)
+    return wrapped(tensor, type_, where)
+
+
+def _types_of(graph: onnx.GraphProto) -> dict[str, int]:
+    values = [*graph.value_info, *graph.input, *graph.output]
+    types = {v.name: v.type.tensor_type.elem_type for v in values if v.type.tensor_type.elem_type}
+    return types | {name: proto.data_type for name, proto in _constants(graph)}
+
+
+def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    for proto in graph.initializer:
+        yield proto.name, proto
+    for node in graph.node:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            yield node.output[0], _constant_of(node)
+
+
+def _constant_of(node: onnx.NodeProto) -> onnx.TensorProto:
+    """The value of a Constant node. Raises ModelError for strings and sparse tensors."""
+    attribute = node.attribute[0]
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, onnx.TensorProto):
+        return value
+    kinds: dict[str, type[np.generic]] = {"value_float": np.float32, "value_floats": np.float32}
+    kinds |= {"value_int": np.int64, "value_ints": np.int64}
+    if attribute.name not in kinds:
+        raise ModelError(
+            f"a constant given as {attribute.name} is not computed in torch",
+            where=f"Constant `{node.output[0]}`",
+            do="store it as a dense tensor of numbers",
+        )
+    return onnx.numpy_helper.from_array(np.asarray(value, kinds[attribute.name]))
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, object]:
+    found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in found.items()}
+
+
+def _key_of(name: str) -> str:
+    """A name that torch takes for a parameter: without dots, and no attribute of a module."""
+    key = name.replace("%", "%25").replace(".", "%2E")
+    if not key or hasattr(nn.Module, key) or key in nn.Module().__dict__:
+        key = f"%{ord(key[0]):02X}{key[1:]}" if key else "%"
+    return key
