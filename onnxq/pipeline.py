@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
 
+import numpy as np
 from pydantic import BaseModel
 
 import onnxq
@@ -280,9 +281,13 @@ def _quantize(work: _Work, outcome: Outcome) -> Outcome:
     def write(folder: Path) -> object:
         from onnxq.quantize.stage import quantize
 
+        samples = None
+        if section.steps:
+            chosen = np.array(calibration.choice.indices, np.int64)
+            samples = work.calibration_samples.take(chosen)
         record = quantize(
             work.path("export", FP32), calibration, work.target, section, folder / INT8,
-            work.recipe.parts,
+            work.recipe.parts, samples=samples, progress=work.progress,
         )  # fmt: skip
         twins = twins_of(folder / INT8, work.target, section.also_for)
         make_twins(twins, folder / INT8, work.calibration_samples)

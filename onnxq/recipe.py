@@ -33,6 +33,7 @@ __all__ = [
     "QuantizeSection",
     "Recipe",
     "SplitSection",
+    "Step",
     "Stratify",
     "Tolerance",
     "ValueSection",
@@ -283,6 +284,9 @@ class CalibrateSection(Section):
         return self.collect or ("extremes" if self.extremes_suffice else "histograms")
 
 
+Step = Literal["weights-mse", "bias"]
+
+
 class QuantizeSection(Section):
     """What becomes integer. ``exclude`` names nodes that stay float, each with a reason.
 
@@ -291,13 +295,14 @@ class QuantizeSection(Section):
     decides: those whose processors saturate are narrowed for.
 
     ``also_for`` names further targets: each gets a file with the same numbers and activations of
-    the type that it takes, and a verdict and a bundle of its own.
+    the type that it takes, and a verdict and a bundle of its own. ``steps`` refine the numbers.
     """
 
     weights: Literal["int8"] = "int8"
     exclude: tuple[Waiver, ...] = ()
     saturation: Literal["ignore", "narrow"] | None = None
     also_for: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
 
 
 class Gate(Section):

@@ -36,7 +36,8 @@ class FloatNode(Record):
 
 class QuantizedModel(Record):
     """A Q/DQ file; ``quantized_nodes`` maps names to operators, ``calibration`` is what its ranges
-    come from: the samples among them, so that it is never judged on one."""
+    come from: the samples among them, so that it is never judged on one. ``moved`` says by node how
+    many steps its ``weight`` or ``bias`` was moved from FP32's at most, before it was rounded."""
 
     model: FileFacts
     fp32_sha256: str
@@ -48,6 +49,7 @@ class QuantizedModel(Record):
     float_nodes: tuple[FloatNode, ...]
     activations: dict[str, TensorParameters]
     steps: tuple[str, ...] = ()
+    moved: dict[str, dict[str, float]] = {}
     findings: tuple[Finding, ...] = ()
     made_up_data: bool = False
     calibration: CalibrationResult | None = None

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -26,7 +26,7 @@ from onnxq.cli.flags import (
 )
 from onnxq.cli.run import run_recipe
 from onnxq.errors import UsageError
-from onnxq.recipe import Gate, QuantizeSection, VerifySection, Waiver
+from onnxq.recipe import Gate, QuantizeSection, Step, VerifySection, Waiver
 
 __all__ = ["export", "handoff", "quantize", "verify"]
 
@@ -92,6 +92,13 @@ def export(  # noqa: PLR0913 - one parameter a flag
 @data_options
 @click.option("--calibration", type=path_type, help="Folder that `onnxq calibrate` made.")
 @click.option("--exclude", multiple=True, metavar="NODE", help="Keep this node float.")
+@click.option(
+    "--step",
+    "steps",
+    multiple=True,
+    type=click.Choice(get_args(Step)),
+    help="Refine the numbers: corrected biases, weight scales of least error; repeatable.",
+)
 @click.option("-o", "output", type=path_type, help="The INT8 file of a plain model.")
 @command_options
 def quantize(
@@ -115,12 +122,15 @@ def quantize(
     source = options["calibration"] or data_of(options)
     excluded = tuple(Waiver(name=name, reason="--exclude") for name in options["exclude"])
     record = quantize_file(
-        model, chosen_target(target), source, QuantizeSection(exclude=excluded),
+        model, chosen_target(target), source,
+        QuantizeSection(exclude=excluded, steps=options["steps"]),
         required(output, "-o OUT.onnx"), screen.progress,
     )  # fmt: skip
     screen.say(f"{output}: {len(record.quantized_nodes)} nodes for {record.target}", mark=DONE)
     for node in record.float_nodes:
         screen.say(f"  float: {node.op_type} `{node.node}`: {node.reason}")
+    for step in record.steps:
+        screen.say(f"  {step}")
     say_findings(screen, record.findings)
     if record.made_up_data:
         screen.say(

@@ -6,14 +6,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxq.artifacts import CalibrationResult, QuantizedModel
+import numpy as np
+
+from onnxq.artifacts import CalibrationResult, ExportedModel, QuantizedModel
 from onnxq.calibrate.stage import RECORD as CALIBRATION
 from onnxq.errors import StaleRecordError, UsageError
+from onnxq.export.stage import RECORD as EXPORT
 from onnxq.plain.calibrate import Data, Means, calibrated
 from onnxq.plain.export import export_file
 from onnxq.progress import Progress, silent
 from onnxq.quantize.stage import quantize
 from onnxq.recipe import QuantizeSection, Waiver
+from onnxq.samples import Samples
 from onnxq.store import load_record, sha256_of_file
 from onnxq.target import Target, load_target
 
@@ -33,8 +37,9 @@ def quantize_file(
 ) -> QuantizedModel:
     """The INT8 file of ``model`` at ``output``; ``source`` is data, or a folder of ``calibrate``.
 
-    Raises UsageError if a file would be overwritten that is no earlier result, StaleRecordError if
-    the folder was made from another model or for another form of it.
+    Raises UsageError if a file would be overwritten that is no earlier result, or if the section
+    has steps, which need data, and ``source`` is a folder; StaleRecordError if that folder was made
+    from another model or for another form of it.
     """
     given = (model,) if isinstance(source, Path) else (model, *source.files)
     _refuse_overwriting(output, given)
@@ -44,7 +49,10 @@ def quantize_file(
             excluded = {waiver.name: waiver.reason for waiver in section.exclude}
             means = Means(excluded=excluded, progress=progress)
             ranges = calibrated(model, target, source, work, means)
+            samples = _samples_of(source, ranges, work, progress) if section.steps else None
         else:
+            _refuse_steps(section)
+            samples = None
             ranges = load_record(CalibrationResult, source / CALIBRATION)
             section = _with_excluded(section, ranges)
             export_file(model, target, {}, work)
@@ -54,7 +62,25 @@ def quantize_file(
                     where=str(source),
                     do="run `onnxq calibrate` on this model again",
                 )
-        return quantize(work / "fp32.onnx", ranges, target, section, output)
+        return quantize(
+            work / "fp32.onnx", ranges, target, section, output, samples=samples, progress=progress
+        )
+
+
+def _samples_of(source: Data, ranges: CalibrationResult, work: Path, progress: Progress) -> Samples:
+    """The samples that the calibration drew."""
+    exported = load_record(ExportedModel, work / EXPORT)
+    opened, _ = source.open(exported, ranges.collection.batch, progress)
+    return opened.take(np.array(ranges.choice.indices, np.int64))
+
+
+def _refuse_steps(section: QuantizeSection) -> None:
+    if section.steps:
+        raise UsageError(
+            f"`{section.steps[0]}` is measured on samples, which a folder of ranges does not hold",
+            where="--step",
+            do="give --data SOURCE instead of --calibration",
+        )
 
 
 def _with_excluded(section: QuantizeSection, ranges: CalibrationResult) -> QuantizeSection:

@@ -10,7 +10,7 @@ from onnxq.artifacts import (
     QuantizedModel,
     TensorParameters,
 )
-from onnxq.errors import StaleRecordError
+from onnxq.errors import QuantizationError, StaleRecordError
 from onnxq.graph import (
     MADE_UP_STAMP,
     load_model,
@@ -18,11 +18,14 @@ from onnxq.graph import (
     refuse_uncanonical,
     save_model,
 )
+from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
+from onnxq.quantize.draft import Draft, Evidence
 from onnxq.quantize.plan import make_plan
-from onnxq.quantize.qdq import insert_qdq
+from onnxq.quantize.steps import moved_constants, refine
 from onnxq.quantize.unshare import unshare_constants
 from onnxq.recipe import PartSection, QuantizeSection
+from onnxq.samples import Samples
 from onnxq.splitting.manifest import PARTS, write_parts
 from onnxq.store import digest_of, facts_of_file, save_record, sha256_of_file
 from onnxq.target import Target
@@ -30,21 +33,26 @@ from onnxq.target import Target
 __all__ = ["quantize"]
 
 
-def quantize(
+def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for it
     model_path: Path,
     calibration: CalibrationResult,
     target: Target,
     section: QuantizeSection,
     output: Path,
     parts: Sequence[PartSection] = (),
+    *,
+    samples: Samples | None = None,
+    progress: Progress = silent,
 ) -> QuantizedModel:
     """Write the Q/DQ form of ``model_path`` to ``output``, and its record as ``.json`` beside it.
 
     ``parts`` are written beside it too: cut from the Q/DQ graph, so that neighbours share scale and
-    zero point and compute the integers of the whole.
+    zero point and compute the integers of the whole. ``samples`` are those of the calibration, for
+    the section's ``steps``, which come before parts are cut.
 
     Raises StaleRecordError if the ranges were made from another graph, ModelError if the graph is
-    quantized already or not in canonical form, QuantizationError as the plan demands.
+    quantized already or not in canonical form, QuantizationError as the plan demands,
+    or for steps without samples.
     """
     fp32_sha256 = sha256_of_file(model_path)
     if calibration.model_sha256 != fp32_sha256:
@@ -58,8 +66,20 @@ def quantize(
     refuse_uncanonical(original, model_path.name)
     graph, steps = unshare_constants(ir.from_proto(original))
     exclude = {waiver.name: waiver.reason for waiver in section.exclude}
-    plan = make_plan(graph, target, calibration.ranges, exclude, narrow=_narrows(section, target))
-    rewritten = insert_qdq(ir.to_proto(graph), plan, target)
+    narrow = _narrows(section, target)
+    plan = make_plan(graph, target, calibration.ranges, exclude, narrow=narrow)
+    draft = Draft(graph, plan, target, narrow)
+    if section.steps:
+        if samples is None:
+            raise QuantizationError(
+                f"the step `{section.steps[0]}` is measured on samples, and none are given",
+                where="quantize: steps",
+                do="give the samples of the calibration, or leave the steps out",
+            )
+        evidence = Evidence(original, samples, calibration.collection.batch, progress)
+        draft, refined = refine(draft, section.steps, evidence)
+        steps = (*steps, *refined)
+    rewritten = draft.quantized()
     if calibration.choice.made_up:
         rewritten.metadata_props.add(key=MADE_UP_STAMP, value="calibrated on random numbers")
     save_model(rewritten, output)
@@ -82,6 +102,7 @@ def quantize(
             for name, p in plan.activations.items()
         },
         steps=steps,
+        moved=moved_constants(graph, draft),
         findings=(*calibration.findings, *plan.findings),
         made_up_data=calibration.choice.made_up,
         calibration=calibration,

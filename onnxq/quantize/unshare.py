@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.graph import WEIGHTED, constant_of, output_channel_axis
 
-__all__ = ["unshare_constants"]
+__all__ = ["unshare_constants", "unused_name"]
 
 
 def unshare_constants(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
@@ -27,7 +27,7 @@ def unshare_constants(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
             by_use[_kind_of_use(use.node, use.idx)].append((use.node, use.idx))
         for users in list(by_use.values())[1:]:
             twin = ir.Value(
-                name=_unused_name(copy, str(value.name)),
+                name=unused_name(copy, str(value.name)),
                 type=value.type,
                 shape=value.shape,
                 const_value=value.const_value,
@@ -58,7 +58,7 @@ def _spread_bias(model: ir.Model, node: ir.Node) -> str:
     if bias.shape == (outputs,):
         return ""
     vector = np.broadcast_to(bias.reshape(-1), (outputs,)).copy()
-    value = ir.Value(name=_unused_name(model, str(node.inputs[2].name)))  # type: ignore[union-attr]  # it has a bias
+    value = ir.Value(name=unused_name(model, str(node.inputs[2].name)))  # type: ignore[union-attr]  # it has a bias
     value.const_value = ir.tensor(vector, name=value.name)
     value.shape, value.dtype = ir.Shape(vector.shape), value.const_value.dtype
     old = node.inputs[2]
@@ -69,7 +69,7 @@ def _spread_bias(model: ir.Model, node: ir.Node) -> str:
     return f"spread the bias of `{node.name}` from shape {list(bias.shape)} to [{outputs}]"
 
 
-def _unused_name(model: ir.Model, name: str) -> str:
+def unused_name(model: ir.Model, name: str) -> str:
     """``name.2``, or the first number behind it that no value of the graph has."""
     values = (*model.graph.inputs, *(output for node in model.graph for output in node.outputs))
     taken = {*model.graph.initializers, *(value.name for value in values)}

@@ -35,13 +35,15 @@ def audit(
     model: ir.Model,
     selected: Mapping[str, str] | None = None,
     fp32: ir.Model | None = None,
+    moved: Mapping[str, Mapping[str, float]] | None = None,
 ) -> tuple[AuditRow, ...]:
     """One row for every operator that is integer or was ``selected`` (name → operator) to be.
 
     Without a selection, every Conv, ConvTranspose, Gemm and MatMul whose weight is quantized is
     looked at: of one with a float weight nobody knows whether that is a fault or was meant. With
     the ``fp32`` graph that the file was made from, weights and biases are held against it, node by
-    node. A row's ``faults`` say what is not as it must be.
+    node, but for what was ``moved`` on record (node → ``weight`` or ``bias`` → steps). A row's
+    ``faults`` say what is not as it must be.
     """
     present = {str(node.name) for node in model.graph}
     rows = [
@@ -63,13 +65,15 @@ def audit(
         else:
             wanted = str(node.name) in selected
         if wanted:
-            rows.append(_row(node, exact.get(str(node.name))))
+            rows.append(
+                _row(node, exact.get(str(node.name)), (moved or {}).get(str(node.name), {}))
+            )
     return tuple(rows)
 
 
-def _row(node: ir.Node, exact: ir.Node | None) -> AuditRow:
+def _row(node: ir.Node, exact: ir.Node | None, shifts: Mapping[str, float]) -> AuditRow:
     weight, integers = _weight_of(node)
-    moved = constant_faults(node, exact) if exact is not None else []
+    moved = constant_faults(node, exact, shifts) if exact is not None else []
     return AuditRow(
         node=str(node.name),
         op_type=node.op_type,

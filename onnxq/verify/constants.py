@@ -1,5 +1,6 @@
 """Whether the weights and biases of the file are those of the FP32 graph, but for rounding."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +25,13 @@ class _Stored:
     values: Float[np.ndarray, "..."]
 
 
-def constant_faults(node: ir.Node, fp32: ir.Node) -> list[str]:
+def constant_faults(node: ir.Node, fp32: ir.Node, moved: Mapping[str, float]) -> list[str]:
     """What of the weight and bias of ``node`` is not explained by rounding those of ``fp32``.
 
-    A weight and a bias lie within half a step of FP32's, an int8 weight within −127…127, and the
-    scale of a bias is that of the input times that of the weight. What is not quantized, or not a
-    constant, is passed over.
+    A weight and a bias lie within half a step of FP32's, or of where they were ``moved`` to on
+    record (so many steps at most); an int8 weight lies within −127…127, and the scale of a bias is
+    that of the input times that of the weight. What is not quantized, or not a constant, is passed
+    over.
     """
     if node.op_type not in WEIGHTED:
         return []
@@ -37,33 +39,37 @@ def constant_faults(node: ir.Node, fp32: ir.Node) -> list[str]:
     exact = constant_of(fp32.inputs[1])
     faults = []
     if weight is not None and exact is not None:
-        faults += _distance_fault("weight", weight, exact)
+        faults += _distance_fault("weight", weight, exact, moved)
         if weight.integers.dtype == np.int8 and weight.integers.min(initial=0) < -127:
             faults.append("its int8 weight reaches −128, and none is planned beyond −127…127")
     bias, exact = _stored(_input(node, 2)), constant_of(_input(fp32, 2))
     if bias is not None and exact is not None:
         if exact.size in {1, bias.values.size}:  # a Gemm's may be of any such shape
             exact = np.broadcast_to(exact.reshape(-1), bias.values.shape)
-        faults += _distance_fault("bias", bias, exact)
+        faults += _distance_fault("bias", bias, exact, moved)
         faults += _bias_scale_fault(node, bias, weight)
     if exact is not None and _input(node, 2) is None:
         faults.append("the bias of FP32 is not there")
     return faults
 
 
-def _distance_fault(what: str, stored: _Stored, exact: Float[np.ndarray, "..."]) -> list[str]:
+def _distance_fault(
+    what: str, stored: _Stored, exact: Float[np.ndarray, "..."], moved: Mapping[str, float]
+) -> list[str]:
     if exact.shape != stored.values.shape:
         return [
             f"its {what} has shape {list(stored.values.shape)}, that of FP32 {list(exact.shape)}"
         ]
     distance = np.abs(stored.values - exact.astype(np.float64))
-    allowed = _HALF_STEP * stored.scale
+    explained = moved.get(what, 0.0) * (1 + _BIAS_SCALE) + _HALF_STEP
+    allowed = explained * stored.scale
     if stored.integers.dtype == np.int32:
         allowed = allowed + _FLOAT32_QUOTIENT * np.abs(exact.astype(np.float64))
     if np.all(distance <= allowed):
         return []
     worst = float(np.max(distance / stored.scale))
-    return [f"its {what} lies up to {worst:.3g} steps from FP32's, and rounding explains half of 1"]
+    why = f"the record {explained:.3g}" if what in moved else "rounding explains half of 1"
+    return [f"its {what} lies up to {worst:.3g} steps from FP32's, and {why}"]
 
 
 def _bias_scale_fault(node: ir.Node, bias: _Stored, weight: _Stored | None) -> list[str]:

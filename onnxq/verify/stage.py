@@ -112,7 +112,8 @@ def verify(
     model = ir.from_proto(with_batch_of_one(load_model(evidence.int8)))
     refuse_other_forms(model, evidence.int8.name)
     selected = evidence.quantized.quantized_nodes if evidence.quantized else None
-    rows = audit(model, selected, _source(evidence))
+    moved = evidence.quantized.moved if evidence.quantized else None
+    rows = audit(model, selected, _source(evidence), moved)
     require_sound(rows, evidence.int8.name)
     if evidence.parts is not None:
         require_sound_parts(evidence.int8, evidence.parts, selected)

@@ -1,0 +1,77 @@
+"""What refine steps work on: a float graph with the parameters that it will be quantized with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from jaxtyping import Shaped
+
+from onnxq.errors import QuantizationError
+from onnxq.progress import Progress
+from onnxq.quantize.plan import Plan
+from onnxq.quantize.qdq import insert_qdq
+from onnxq.samples import Samples
+from onnxq.target import Target
+
+__all__ = ["Draft", "Evidence"]
+
+_HELD_BACK = 4  # every fourth run is for judging
+_MOST_RUNS = 128
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A float graph whose constants, rounded by ``plan``, are those of the file to be written.
+
+    ``narrow`` says that weights must not saturate on x86 without VNNI.
+    """
+
+    graph: ir.Model
+    plan: Plan
+    target: Target
+    narrow: bool = False
+
+    def quantized(self) -> onnx.ModelProto:
+        """The Q/DQ form."""
+        return insert_qdq(ir.to_proto(self.graph), self.plan, self.target)
+
+    def copy(self) -> ir.Model:
+        """The graph, to be changed by a step."""
+        return ir.from_proto(ir.to_proto(self.graph))
+
+
+class Evidence:
+    """Samples, as runs of the graph, and the FP32 graph that they are to be answered like.
+
+    At most 128 runs, spread over all ``samples``; every fourth is held back: steps measure on the
+    others and are judged on it. Raises QuantizationError if there are fewer than four.
+    """
+
+    def __init__(
+        self, original: onnx.ModelProto, samples: Samples, batch: int, progress: Progress
+    ) -> None:
+        self.original, self.progress = original, progress
+        self._samples, self._batch = samples, batch
+        count = len(samples) // batch
+        if count < _HELD_BACK:
+            raise QuantizationError(
+                f"{len(samples)} samples make {count} runs, and steps need {_HELD_BACK} at least",
+                where="quantize: steps",
+                do="calibrate on more samples, or leave the steps out",
+            )
+        spread = np.linspace(0, count - 1, min(count, _MOST_RUNS)).round()
+        self._places = spread.astype(np.int64)
+        self.is_held_back = np.arange(len(self)) % _HELD_BACK == _HELD_BACK - 1
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def run(self, index: int) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """Inputs of run ``index``, with a batch axis in front."""
+        return self._samples.batch(int(self._places[index]) * self._batch, self._batch)
+
+    def held_back(self) -> Iterator[int]:
+        """The runs that are for judging."""
+        return (int(index) for index in np.flatnonzero(self.is_held_back))
