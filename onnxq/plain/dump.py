@@ -45,7 +45,6 @@ def _row(departure: Departure, known: KnownLayers) -> DumpLayer:
         dequantize(integers, layer.grid.scale, layer.grid.zero_point)
         for integers in (known.integers[layer.name], departure.integers)
     ]
-    distance = Distance.between(*reals)
     return DumpLayer(
         verdict=departure.verdict,
         steps=departure.steps,
@@ -57,14 +56,7 @@ def _row(departure: Departure, known: KnownLayers) -> DumpLayer:
             tensor=layer.name,
             node=layer.nodes[0] if layer.nodes else "graph input",
             op_type=layer.op_type,
-            sqnr_db=distance.sqnr_db,
-            rmse=distance.rmse,
-            mae=distance.mae,
-            l2r=distance.l2r,
-            mean=distance.mean,
-            std=distance.std,
-            nse=distance.nse,
-            cos=distance.cos,
+            **Distance.between(*reals).figures,
         ),
     )
 

@@ -8,6 +8,8 @@ from jaxtyping import Float
 
 __all__ = ["Distance"]
 
+_FIGURES = ("sqnr_db", "rmse", "mae", "l2r", "mean", "std", "nse", "cos")
+
 
 @dataclass(frozen=True)
 class Distance:
@@ -48,6 +50,11 @@ class Distance:
     def __add__(self, other: "Distance") -> "Distance":
         sums = (getattr(self, part.name) + getattr(other, part.name) for part in fields(self))
         return Distance(*sums)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Every distance, by the name that it has here and in the records."""
+        return {name: getattr(self, name) for name in _FIGURES}
 
     @property
     def sqnr_db(self) -> float:

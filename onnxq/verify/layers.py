@@ -74,12 +74,5 @@ def _row(tensor: str, maker: onnx.NodeProto | None, distance: Distance) -> Layer
         tensor=tensor,
         node=maker.name if maker else "graph input",
         op_type=maker.op_type if maker else "Input",
-        sqnr_db=distance.sqnr_db,
-        rmse=distance.rmse,
-        mae=distance.mae,
-        l2r=distance.l2r,
-        mean=distance.mean,
-        std=distance.std,
-        nse=distance.nse,
-        cos=distance.cos,
+        **distance.figures,
     )

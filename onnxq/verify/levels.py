@@ -49,19 +49,11 @@ class FusedAgainstUnfused:
     @property
     def record(self) -> OutputDistance:
         """What was found over all runs."""
-        distance = self._distance
         return OutputDistance(
             samples=self._runs,
-            sqnr_db=distance.sqnr_db,
-            rmse=distance.rmse,
-            mae=distance.mae,
-            l2r=distance.l2r,
-            mean=distance.mean,
-            std=distance.std,
-            nse=distance.nse,
-            cos=distance.cos,
             largest=self._largest,
             steps=self._steps,
+            **self._distance.figures,
         )
 
 
