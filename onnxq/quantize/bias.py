@@ -1,7 +1,7 @@
 """The refine step ``bias``: what quantization adds to a channel on average is taken off again."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def correct_biases(draft: Draft, evidence: Evidence) -> tuple[Draft, str]:
     _give_biases(graph, draft.plan.nodes)
     biased = replace(draft, graph=graph)
     model = biased.quantized()
-    layers = _layers(model, evidence.original)
+    layers = _layers(model, evidence.original, _constant_biases(graph))
     exact = _channel_means(
         evidence.original, {layer.fp32: layer.is_spatial for layer in layers}, evidence, "FP32"
     )
@@ -89,16 +89,26 @@ def _give_biases(model: ir.Model, chosen: Sequence[str]) -> None:
         node.replace_input_with(2, value)
 
 
-def _layers(model: onnx.ModelProto, original: onnx.ModelProto) -> list[_Layer]:
-    """Every node of the Q/DQ ``model`` whose bias is int32, in the order of the graph."""
+def _constant_biases(model: ir.Model) -> set[str]:
+    """Nodes whose bias is an initializer of their own."""
+    return {
+        str(node.name)
+        for node in model.graph
+        if node.op_type in _BIASED and len(node.inputs) > 2 and node.inputs[2] is not None
+        if node.inputs[2].is_initializer() and len(node.inputs[2].uses()) == 1
+    }
+
+
+def _layers(
+    model: onnx.ModelProto, original: onnx.ModelProto, able: Collection[str]
+) -> list[_Layer]:
+    """Those of the ``able`` nodes whose bias is int32 in the Q/DQ ``model``, in its order."""
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
     exact = {node.name: node.output[0] for node in original.graph.node}
     found = []
     for node in model.graph.node:
-        read = (
-            makers.get(node.input[2]) if node.op_type in _BIASED and len(node.input) > 2 else None
-        )
+        read = makers.get(node.input[2]) if node.name in able else None
         if read is None or read.op_type != "DequantizeLinear" or read.input[0] not in arrays:
             continue
         if arrays[read.input[0]].data_type == onnx.TensorProto.INT32:
@@ -203,15 +213,10 @@ def _write_biases(
     nodes = {str(node.name): node for node in graph.graph}
     for layer in layers:
         node = nodes[layer.node]
-        old, value = constant_of(node.inputs[2]), node.inputs[2]
+        value = node.inputs[2]
+        old = constant_of(value)
         if old is None or value is None or not moved[layer.node].any():
             continue
         integers = onnx.numpy_helper.to_array(arrays[layer.bias]).astype(np.float64)
         changed = np.where(moved[layer.node] != 0, integers * layer.scales, old)
-        fresh = ir.Value(name=unused_name(graph, str(value.name)))
-        fresh.const_value = ir.tensor(changed.astype(np.float32), name=fresh.name)
-        fresh.shape, fresh.dtype = ir.Shape(changed.shape), ir.DataType.FLOAT
-        graph.graph.register_initializer(fresh)
-        node.replace_input_with(2, fresh)
-        if not value.uses():
-            graph.graph.initializers.pop(str(value.name), None)
+        value.const_value = ir.tensor(changed.astype(np.float32), name=value.name)

@@ -14,7 +14,7 @@ from onnxq.quantize.plan import WeightParameters
 __all__ = ["least_error_scales", "mse_weight_scales"]
 
 _SMALLEST = 0.5  # of the planned scale: the plan leaves biases a factor of two before int32 ends
-_CANDIDATES = 65
+_CANDIDATES, _FINER = 65, 16
 _REFITS = 3
 
 
@@ -57,15 +57,21 @@ def least_error_scales(
 ) -> Float[np.ndarray, " channels"]:
     """For each channel the scale s with the least Σ (w − s·clip(round(w/s), −127, 127))².
 
-    Of 65 scales from half of ``scales`` to ``scales`` the best, then fitted to its own integers
-    q = clip(round(w/s)) in closed form, s = Σ w·q / Σ q², as long as that helps. Never worse than
-    ``scales``. With ``power_of_two`` it is ``scales`` or half of it.
+    Of 65 scales from half of ``scales`` to ``scales`` the best; of 32 around it the best; then
+    fitted to its own integers q = clip(round(w/s)) in closed form, s = Σ w·q / Σ q², as long as
+    that helps. Never worse than ``scales``. With ``power_of_two`` it is ``scales`` or half of it.
     """
     shares = (1.0, _SMALLEST) if power_of_two else np.linspace(1.0, _SMALLEST, _CANDIDATES)
     best, least = scales.astype(np.float32), _errors(rows, scales)
     for share in shares:
         best, least = _better(rows, best, least, scales * np.float32(share))
-    for _ in range(0 if power_of_two else _REFITS):
+    if power_of_two:
+        return best
+    first, step = best, (1 - _SMALLEST) / (_CANDIDATES - 1) / _FINER
+    for offset in (*range(-_FINER, 0), *range(1, _FINER + 1)):
+        tried = np.clip(first + scales * (offset * step), scales * _SMALLEST, scales)
+        best, least = _better(rows, best, least, tried)
+    for _ in range(_REFITS):
         steps = _steps(rows, best)
         squares = np.square(steps).sum(1)
         fitted = np.where(squares > 0, (rows * steps).sum(1) / np.maximum(squares, 1), best)
