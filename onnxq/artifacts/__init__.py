@@ -60,6 +60,7 @@ from onnxq.artifacts.quantization import Conversion, FloatNode, QuantizedModel, 
 from onnxq.artifacts.rules import NodePrediction, Prediction, PredictionShare, RuleResult
 from onnxq.artifacts.split import HostStep, Manifest, PartFacts, RunStep, Step
 from onnxq.artifacts.verification import (
+    ST_METRICS,
     AuditRow,
     Comparison,
     Coverage,
@@ -80,6 +81,7 @@ from onnxq.artifacts.verification import (
 
 __all__ = [
     "DECLARED",
+    "ST_METRICS",
     "AnswerCheck",
     "AuditRow",
     "Bundle",

@@ -9,6 +9,7 @@ from onnxq.artifacts.export import ParityCheck
 from onnxq.artifacts.quantization import FloatNode
 
 __all__ = [
+    "ST_METRICS",
     "AuditRow",
     "Comparison",
     "Coverage",
@@ -26,6 +27,8 @@ __all__ = [
     "SizeLine",
     "VerificationReport",
 ]
+
+ST_METRICS = ("rmse", "mae", "l2r", "mean", "std", "nse", "cos")  # as ST Edge AI names them
 
 
 class AuditRow(Record):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from onnxq.artifacts import ST_METRICS
 from onnxq.cli.console import DONE, Screen, command_options
 from onnxq.cli.flags import path_type
 from onnxq.errors import EXIT_PASSED, EXIT_WORSE
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from onnxq.artifacts import DumpLayer
 
 __all__ = ["compare_dump"]
-
-_METRICS = ("rmse", "mae", "l2r", "mean", "std", "nse", "cos")
 
 
 @click.command("compare-dump")
@@ -47,12 +46,12 @@ def compare_dump(bundle: Path, dump: Path, screen: Screen) -> int:
 
 def _table(rows: "Sequence[DumpLayer]") -> list[str]:
     """A head and a line a layer; ``own`` are steps against the reference of the dump's integers."""
-    lines = [["", "tensor", "node", "steps", "own", *_METRICS]]
+    lines = [["", "tensor", "node", "steps", "own", *ST_METRICS]]
     for row in rows:
         known = row.distance
         own = "" if row.own_steps is None else str(row.own_steps)
         head = [row.verdict, known.tensor, f"{known.op_type} {known.node}", str(row.steps), own]
-        lines.append([*head, *(f"{getattr(known, name):.4g}" for name in _METRICS)])
+        lines.append([*head, *(f"{getattr(known, name):.4g}" for name in ST_METRICS)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  "

@@ -7,6 +7,7 @@ import click
 from rich.table import Table
 
 from onnxq.artifacts import (
+    ST_METRICS,
     Bundle,
     Finding,
     GenerateReport,
@@ -24,7 +25,6 @@ __all__ = ["compare_st"]
 
 _BUNDLE_FILE, _CONTRACT_FILE = "bundle.json", "contract.json"
 _BAD = "[red]✗[/] "
-_METRICS = ("rmse", "mae", "l2r", "mean", "std", "nse", "cos")
 
 
 @click.command("compare-st")
@@ -163,7 +163,7 @@ def _show_metrics(screen: Screen, report: ValidateReport, own: Sequence[LayerDis
         f"onnxq: {row.tensor}" for row in own
     ]
     table = Table("", *heads, box=None)
-    for metric in _METRICS:
+    for metric in ST_METRICS:
         table.add_row(metric, *(_text(getattr(column, metric)) for column in columns))
     screen.text.print(table)
     screen.say(

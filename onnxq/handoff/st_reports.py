@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from onnxq.artifacts import (
+    ST_METRICS,
     CompiledEpoch,
     CompiledPool,
     GenerateReport,
@@ -22,10 +23,10 @@ from onnxq.artifacts import (
 )
 from onnxq.errors import UsageError
 
-__all__ = ["METRICS", "StReport", "parse_generate", "parse_info", "parse_validate", "read_report"]
+__all__ = ["StReport", "parse_generate", "parse_info", "parse_validate", "read_report"]
 
 StReport: TypeAlias = GenerateReport | InfoReport | ValidateReport
-METRICS = ("acc", "rmse", "mae", "l2r", "mean", "std", "nse", "cos")
+_METRICS = ("acc", *ST_METRICS)
 _SCHEMA = "2."
 _UNIT_BYTES = {
     "b": 1,
@@ -52,7 +53,7 @@ _TOTAL = re.compile(
 )
 _POOL = re.compile(rf"^\s*(\w+)\s*(?:\[[^\]]*\])?\s*:\s*{_AMOUNT}\s*/\s*{_AMOUNT}", re.M)
 _RANGE = re.compile(r"^\s*\w+\s*\[\s*0x[^\]]*\].*$", re.M)
-_PAIR = re.compile(rf"\b({'|'.join(METRICS)})\s*=\s*({_NUMBER}%?|n\.a\.|nan|inf)", re.I)
+_PAIR = re.compile(rf"\b({'|'.join(_METRICS)})\s*=\s*({_NUMBER}%?|n\.a\.|nan|inf)", re.I)
 _HEAD = re.compile(r"^\s*output\s+((?:\w+\s+)*?cos)\b", re.I | re.M)
 _ROW = re.compile(
     rf"^\s*((?:[\w-]+\s+)*#\d+)\s+((?:(?:{_NUMBER}%?|n\.a\.|nan|inf)(?:\s+|$))+)", re.I
@@ -226,7 +227,7 @@ def _rows_of_pairs(text: str) -> Iterable[OutputMetrics]:
 
 
 def _metrics(output: str, values: Mapping[str, str]) -> OutputMetrics:
-    known = {name: _number(values[name]) for name in METRICS if name in values}
+    known = {name: _number(values[name]) for name in _METRICS if name in values}
     return OutputMetrics(output=output, **known)
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import onnx_ir as ir
 from jaxtyping import Float, Integer
 
-from onnxq.graph import WEIGHTED, constant_of
+from onnxq.graph import WEIGHTED, constant_input, constant_of
+from onnxq.qdq import dequantizer
 
-__all__ = ["constant_faults", "dequantizer"]
+__all__ = ["constant_faults"]
 
 _HALF_STEP = 0.5 + 1e-4  # in float32, a quotient beside a tie may round to either side
 _FLOAT32_QUOTIENT = 2.0**-22  # relative error of bias / scale as float32 has it
@@ -42,7 +43,7 @@ def constant_faults(node: ir.Node, fp32: ir.Node, moved: Mapping[str, float]) ->
         faults += _distance_fault("weight", weight, exact, moved)
         if weight.integers.dtype == np.int8 and weight.integers.min(initial=0) < -127:
             faults.append("its int8 weight reaches −128, and none is planned beyond −127…127")
-    bias, exact = _stored(_input(node, 2)), constant_of(_input(fp32, 2))
+    bias, exact = _stored(_input(node, 2)), constant_input(fp32, 2)
     if bias is not None and exact is not None:
         if exact.size in {1, bias.values.size}:  # a Gemm's may be of any such shape
             exact = np.broadcast_to(exact.reshape(-1), bias.values.shape)
@@ -89,7 +90,7 @@ def _stored(value: ir.Value | None) -> _Stored | None:
     dq = dequantizer(value)
     if dq is None:
         return None
-    integers, scale, zero_point = (constant_of(_input(dq, index)) for index in range(3))
+    integers, scale, zero_point = (constant_input(dq, index) for index in range(3))
     if integers is None or scale is None or not np.issubdtype(integers.dtype, np.integer):
         return None
     shape = [1] * integers.ndim
@@ -102,12 +103,6 @@ def _stored(value: ir.Value | None) -> _Stored | None:
     zero = np.zeros(1) if zero_point is None else zero_point.astype(np.float64)
     centred = integers.astype(np.float64) - (zero.reshape(shape) if zero.size > 1 else zero.sum())
     return _Stored(integers, wide, centred * wide)
-
-
-def dequantizer(value: ir.Value | None) -> ir.Node | None:
-    """The DequantizeLinear that ``value`` comes from."""
-    producer = value.producer() if value is not None else None
-    return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:

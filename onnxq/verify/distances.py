@@ -6,9 +6,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Float
 
+from onnxq.artifacts import ST_METRICS
+
 __all__ = ["Distance"]
 
-_FIGURES = ("sqnr_db", "rmse", "mae", "l2r", "mean", "std", "nse", "cos")
+_FIGURES = ("sqnr_db", *ST_METRICS)
 
 
 @dataclass(frozen=True)
