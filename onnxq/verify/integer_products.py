@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from jaxtyping import Float, Int8, Int64, Integer, Shaped, UInt8
 
-from onnxq.graph import constant_of
+from onnxq.graph import constant_of, dims_of
+from onnxq.pads import pads_of
 from onnxq.pair_sums import has_pair_sums, reduction_rows
 from onnxq.qdq import QUANTIZE, dequantizer
 from onnxq.qtypes import AffineParameters, IntType
@@ -238,29 +239,16 @@ def _window(node: ir.Node, kernel: Sequence[int]) -> _Window:
     strides, dilations = (
         tuple(node.attributes.get_ints(name, [1] * axes)) for name in ("strides", "dilations")
     )
-    reach = [(size - 1) * step for size, step in zip(kernel, dilations, strict=True)]
-    automatic = node.attributes.get_string("auto_pad", "NOTSET")
-    pads = list(node.attributes.get_ints("pads", [0] * 2 * axes))
-    if automatic in {"SAME_UPPER", "SAME_LOWER"}:
-        pads = _same_pads(node, reach, strides, lower=automatic == "SAME_LOWER")
-    elif automatic == "VALID":
-        pads = [0] * 2 * axes
-    return _Window(tuple(kernel), strides, dilations, tuple(pads[:axes]), tuple(pads[axes:]))
-
-
-def _same_pads(
-    node: ir.Node, reach: Sequence[int], strides: Sequence[int], *, lower: bool
-) -> list[int]:
-    """Pads that make the output ``ceil(size / stride)`` long (ONNX specification of Conv)."""
-    shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    sizes = [dim if isinstance(dim, int) else 0 for dim in shape[2:]] if shape is not None else []
-    before, after = [], []
-    for size, far, stride in zip(sizes, reach, strides, strict=True):
-        total = max((math.ceil(size / stride) - 1) * stride + far + 1 - size, 0)
-        first = (total + 1) // 2 if lower else total // 2
-        before.append(first)
-        after.append(total - first)
-    return [*before, *after]
+    reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
+    dims = dims_of(node.inputs[0]) or (None,) * (axes + 2)
+    before, after = pads_of(
+        node.attributes.get_string("auto_pad", "NOTSET"),
+        node.attributes.get_ints("pads", ()),
+        [dim or 0 for dim in dims[2:]],
+        reach,
+        strides,
+    )
+    return _Window(tuple(kernel), strides, dilations, before, after)
 
 
 def _sizes(spatial: Sequence[int], window: _Window) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import onnx
 
+from onnxq.pads import pads_of
+
 __all__ = ["Window", "attribute", "window_of"]
 
 
@@ -71,8 +73,8 @@ def window_of(node: onnx.NodeProto, data: Sequence[int], kernel: Sequence[int]) 
     strides = tuple(attribute(node, "strides", (1,) * rank))
     dilations = tuple(attribute(node, "dilations", (1,) * rank))
     reach = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
-    auto = attribute(node, "auto_pad", "NOTSET")
-    before, after = _pads(node, auto, data, reach, strides)
+    auto, given = attribute(node, "auto_pad", "NOTSET"), attribute(node, "pads", ())
+    before, after = pads_of(auto, given, data, reach, strides)
     whole = math.ceil if attribute(node, "ceil_mode", 0) else math.floor
     output = []
     for axis in range(rank):
@@ -82,25 +84,3 @@ def window_of(node: onnx.NodeProto, data: Sequence[int], kernel: Sequence[int]) 
             count -= 1
         output.append(count)
     return Window(tuple(kernel), strides, dilations, before, after, tuple(output))
-
-
-def _pads(
-    node: onnx.NodeProto,
-    auto: str,
-    data: Sequence[int],
-    reach: Sequence[int],
-    strides: Sequence[int],
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    rank = len(reach)
-    if auto == "VALID":
-        return (0,) * rank, (0,) * rank
-    if auto == "NOTSET":
-        pads = tuple(attribute(node, "pads", (0,) * (2 * rank)))
-        return pads[:rank], pads[rank:]
-    total = [
-        max((math.ceil(size / stride) - 1) * stride + length - size, 0)
-        for size, stride, length in zip(data, strides, reach, strict=True)
-    ]
-    small = tuple(pad // 2 for pad in total)
-    large = tuple(pad - half for pad, half in zip(total, small, strict=True))
-    return (small, large) if auto == "SAME_UPPER" else (large, small)
