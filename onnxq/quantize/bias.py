@@ -57,7 +57,7 @@ def correct_biases(draft: Draft, evidence: Evidence) -> tuple[Draft, str]:
         evidence.original, {layer.fp32: layer.is_spatial for layer in layers}, evidence, "FP32"
     )
     rounds = _rounds(evidence.original, layers)
-    kept = total = 0
+    kept, total = 0, 0
     moved: dict[str, Int64[np.ndarray, " channels"]] = {}
     for number, together in enumerate(rounds, 1):
         tensors = {layer.int8: layer.is_spatial for layer in together}
@@ -65,7 +65,7 @@ def correct_biases(draft: Draft, evidence: Evidence) -> tuple[Draft, str]:
         for layer in together:
             steps = _steps(exact[layer.fp32] - seen[layer.int8], layer.scales)
             steps = _add(model, layer.bias, steps)
-            kept, total = kept + np.count_nonzero(steps), total + len(steps)
+            kept, total = kept + int(np.count_nonzero(steps)), total + len(steps)
             moved[layer.node] = steps
     _write_biases(graph, model, layers, moved)
     what = f"{kept} of {total} channels of {len(layers)} layers, in {len(rounds)} passes"

@@ -97,7 +97,7 @@ def _errors(
     lost = _steps(rows, scales)
     lost *= scales[:, np.newaxis]
     lost -= rows
-    return np.einsum("ck,ck->c", lost, lost, dtype=np.float64)
+    return np.asarray(np.einsum("ck,ck->c", lost, lost, dtype=np.float64))
 
 
 def _steps(
