@@ -22,14 +22,7 @@ from onnxq.graph import (
     values_of,
     with_batch_of_one,
 )
-
-
-def model_of(text: str, **constants: np.ndarray) -> onnx.ModelProto:
-    model = onnx.parser.parse_model(text)
-    for name, array in constants.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    return model
-
+from tests.onnx_text import model_of
 
 LAYER = """<ir_version: 9, opset_import: ["": 17]>
 g (float[n,3,8,8] x) => (float[n,4,6,6] y) { [conv] y = Conv(x, w) }"""

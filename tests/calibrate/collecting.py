@@ -14,6 +14,7 @@ from onnxq.calibrate.readers import SampleReader
 from onnxq.calibrate.resources import Resources
 from onnxq.calibrate.statistics import Statistics
 from onnxq.samples import Samples
+from tests.onnx_text import model_of
 
 DETAILS: tuple[Detail, ...] = ("extremes", "histograms")
 RANDOM = np.random.default_rng(11)
@@ -25,9 +26,7 @@ def normal(*shape: int, size: float = 1.0) -> np.ndarray:
 
 def model(text: str, opset: int = 17, **constants: object) -> bytes:
     """A graph given as ONNX text, with its constants and all shapes."""
-    parsed = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": {opset}]>\n{text}')
-    for name, value in constants.items():
-        parsed.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    parsed = model_of(f'<ir_version: 9, opset_import: ["": {opset}]>\n{text}', **constants)
     return onnx.shape_inference.infer_shapes(parsed, data_prop=True).SerializeToString()
 
 

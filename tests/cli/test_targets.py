@@ -9,6 +9,7 @@ import pytest
 
 from onnxq.cli import main
 from onnxq.target import load_target, target_names
+from tests.onnx_text import model_of
 
 NET = """<ir_version: 9, opset_import: ["": 17]>
 g (float[{batch},3,8,8] x) => (float[{batch},5] y) {{
@@ -40,9 +41,7 @@ def shell(capsys):
 
 
 def saved(folder, text, **constants):
-    model = onnx.parser.parse_model(text)
-    for name, array in constants.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    model = model_of(text, **constants)
     for number, node in enumerate(model.graph.node):
         node.name = f"n{number}"
     path = folder / "m.onnx"

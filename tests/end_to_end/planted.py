@@ -13,6 +13,7 @@ from tiny.system import CALIBRATION_GROUPS, EVALUATION_GROUPS, Net, pictures
 from torch import Tensor, nn
 
 from onnxq.samples import Samples
+from tests.onnx_text import model_of
 
 LATENT = 8
 
@@ -202,9 +203,7 @@ def _with(samples: Samples, **changed: np.ndarray) -> Samples:
 def graph(folder: Path, text: str, opset: int = 17, **constants: np.ndarray) -> Path:
     """A graph given as text, with its constants, as a file in ``folder``."""
     head = f'<ir_version: 8, opset_import: ["": {opset}]> g ('
-    model = onnx.parser.parse_model(head + text)
-    for name, array in constants.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    model = model_of(head + text, **constants)
     path = folder / "model.onnx"
     onnx.save(model, path)
     return path

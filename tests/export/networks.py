@@ -3,8 +3,9 @@
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper, parser
 from torch import Tensor, nn
+
+from tests.onnx_text import model_of
 
 
 def randomized(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -89,9 +90,7 @@ def small_pulse() -> nn.Module:
 def graph(text: str, **constants: np.ndarray) -> onnx.ModelProto:
     """A model from ONNX's text form, opset 17 if it does not say, with its constants."""
     head = "" if text.lstrip().startswith("<") else '<ir_version: 8, opset_import: ["": 17]>'
-    model = parser.parse_model(head + text)
-    for name, array in constants.items():
-        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    model = model_of(head + text, **constants)
     return model
 
 

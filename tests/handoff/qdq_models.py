@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.parser
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
     QuantType,
     quantize_static,
 )
+
+from tests.onnx_text import model_of
 
 SMALL_NET = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -29,11 +30,8 @@ small (float[1,3,8,8] image) => (float[1,4] scores)
 
 
 def with_constants(text: str, **constants: np.ndarray) -> onnx.ModelProto:
-    """The model of ``text`` with these initializers."""
-    model = onnx.parser.parse_model(text)
-    model.graph.initializer.extend(
-        onnx.numpy_helper.from_array(array, name) for name, array in constants.items()
-    )
+    """The model of ``text`` with these initializers, every node with a name."""
+    model = model_of(text, **constants)
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"n{number}"
     return model

@@ -16,6 +16,7 @@ from onnxq.recipe import CalibrateSection, QuantizeSection, Waiver
 from onnxq.runtime import Session
 from onnxq.samples import Samples
 from onnxq.target import load_target
+from tests.onnx_text import model_of
 
 TARGETS = ("ort-x86", "ort-arm64", "stm32n6")
 HEAD = '<ir_version: 9, opset_import: ["": 17]>\n'
@@ -27,9 +28,7 @@ def weights(*shape: int, seed: int = 0, size: float = 0.3) -> np.ndarray:
 
 def save(path: Path, text: str, **constants: np.ndarray) -> Path:
     """Write a graph given as ONNX text, with its constants."""
-    model = onnx.parser.parse_model(text)
-    for name, array in constants.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    model = model_of(text, **constants)
     onnx.save(model, path)
     return path
 

@@ -25,6 +25,7 @@ from onnxq.samples import Samples
 from onnxq.store import sha256_of_file
 from onnxq.target import load_target
 from onnxq.verify.fusion import audit_fusion
+from tests.onnx_text import model_of
 from tests.verify.qdq import write
 from tests.verify.test_fusion import NODES, SURROUNDINGS
 
@@ -191,10 +192,8 @@ def test_other_forms_are_refused(tmp_path):
 
 
 def by_hand(text: str, *, opset: int = 17, **constants: np.ndarray) -> onnx.ModelProto:
-    model = onnx.parser.parse_model(HEAD.replace("17", str(opset)) + text)
-    for name, array in ({"s": np.float32(0.05), "z": np.int8(-3)} | constants).items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
-    return model
+    known = {"s": np.float32(0.05), "z": np.int8(-3)} | constants
+    return model_of(HEAD.replace("17", str(opset)) + text, **known)
 
 
 def converted(folder: Path, model: onnx.ModelProto, to: IntType = U8) -> tuple[Path, Path, Samples]:

@@ -6,14 +6,13 @@ import pytest
 
 from onnxq.quantize.unshare import unshare_constants
 from onnxq.runtime import Session
+from tests.onnx_text import model_of
 
 from .nets import HEAD, weights
 
 
 def graph_of(text: str, **constants: np.ndarray) -> ir.Model:
-    model = onnx.parser.parse_model(HEAD + text)
-    for name, array in constants.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    model = model_of(HEAD + text, **constants)
     return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 

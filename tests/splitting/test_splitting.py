@@ -13,6 +13,7 @@ from onnxq.recipe import SplitSection
 from onnxq.runtime import Session
 from onnxq.splitting.manifest import PartsSession, write_parts
 from onnxq.splitting.propose import propose
+from tests.onnx_text import model_of
 
 HEAD = '<ir_version: 9, opset_import: ["": 17]>\n'
 # six frames of 8 × 8 pixels, each seen by the same convolution, then all of them by a Gemm
@@ -39,9 +40,7 @@ def weights(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def written(path: Path, text: str, **constants: np.ndarray) -> Path:
-    model = onnx.parser.parse_model(text)
-    for name, array in constants.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    model = model_of(text, **constants)
     for index, node in enumerate(model.graph.node):
         node.name = f"{node.op_type.lower()}_{index}"
     onnx.save(model, path)
