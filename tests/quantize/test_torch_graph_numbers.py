@@ -170,3 +170,25 @@ POOLS = (
 def test_pools_at_the_edges_are_those_of_the_runtime(node, size):
     model = read(OLD + f"g (float[1,2,{size}] x) => (float[1,2,n] y) {{ y = {node}(x) }}")
     assert deviation(model, x=normal(1, 2, size)) < 1e-5
+
+
+RECURRENT = """g (float[4,3,5] x) => (float[4,2,3,6] y, float[2,3,6] h) {{
+    ends = Constant<value = int32[3] {{4, 2, 1}}>()
+    y, h = {node}(x, w, r, b, ends)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("node", "gates"),
+    [("LSTM", 4), ("GRU", 3), ("GRU<linear_before_reset=1, {}>", 3), ("RNN", 1)],
+)
+def test_sequences_of_their_own_lengths_are_walked_both_ways_as_by_the_runtime(node, gates):
+    how = 'hidden_size=6, direction="bidirectional"'
+    node = node.format(how) if "{}" in node else f"{node}<{how}>"
+    model = read(
+        OLD + RECURRENT.format(node=node),
+        w=weights(2, gates * 6, 5),
+        r=weights(2, gates * 6, 6, seed=1),
+        b=weights(2, gates * 12, seed=2),
+    )
+    assert deviation(model, x=normal(4, 3, 5)) < 1e-5

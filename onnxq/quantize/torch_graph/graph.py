@@ -19,8 +19,10 @@ from onnxq.quantize.torch_graph import (  # noqa: F401 (each fills the table wit
     normalization,
     pooling,
     products,
+    recurrent,
     reductions,
     resizing,
+    sampling,
     shaping,
 )
 from onnxq.quantize.torch_graph.registry import (

@@ -105,12 +105,13 @@ def _space_to_depth(call: Call, x: Tensor) -> Tensor:
 
 @operator("Shape")
 def _shape(call: Call, x: Tensor) -> Tensor:
-    return torch.tensor(list(x.shape)[call.get("start", 0) : call.get("end")], dtype=torch.int64)
+    part = list(x.shape)[call.get("start", 0) : call.get("end")]
+    return torch.tensor(part, dtype=torch.int64, device=x.device)
 
 
 @operator("Size")
 def _size(call: Call, x: Tensor) -> Tensor:
-    return torch.tensor(x.numel(), dtype=torch.int64)
+    return torch.tensor(x.numel(), dtype=torch.int64, device=x.device)
 
 
 @operator("ConstantOfShape")

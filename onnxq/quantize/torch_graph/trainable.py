@@ -10,10 +10,13 @@ _LEARNT = {  # input numbers of weights and biases
     "Gemm": (0, 1, 2),
     "MatMul": (0, 1),
     "BatchNormalization": (1, 2),
+    "GRU": (1, 2, 3),
     "GroupNormalization": (1, 2),
     "InstanceNormalization": (1, 2),
+    "LSTM": (1, 2, 3),
     "LayerNormalization": (1, 2),
     "PRelu": (1,),
+    "RNN": (1, 2, 3),
 }
 MOVING = frozenset(
     {
