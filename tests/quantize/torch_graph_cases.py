@@ -19,8 +19,8 @@ from onnxq.quantize.torch_graph import (
 )
 from onnxq.quantize.torch_graph.types import KNOWN_TYPES, as_tensor
 
-OTHER_TYPES = "tensors of types that torch does not compute: strings, sequences, float8, int2 ..."
-NEWER = "needs an operator newer than opset 21"
+OTHER_TYPES = "strings, sequences, optionals, 8- and 4-bit floats, 2-bit integers: not computed"
+NEWER = "a type, attribute or shape rule that came after opset 21"
 TRAINING = "training mode, which TorchGraph refuses"
 HALF_STEPS = {torch.float16: 2 * 2.0**-10, torch.bfloat16: 2 * 2.0**-7}  # two units in last place
 
