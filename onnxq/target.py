@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from onnxq.errors import UsageError, nearest
 from onnxq.qtypes import IntType
@@ -262,14 +262,31 @@ def _from_file(name: str) -> Target:
         _resolve_limits(data)
         _resolve_sources(data)
         return Target.model_validate(data | {"name": name})
+    except ValidationError as fault:
+        raise UsageError(
+            "the target file is faulty\n" + "\n".join(_told(error) for error in fault.errors()),
+            where=name,
+            do="the files that onnxq ships are examples: `onnxq targets stm32n6 --json`",
+        ) from fault
     except (AttributeError, KeyError, TypeError, ValueError) as fault:  # a list for a mapping, …
         raise UsageError(f"the target file is faulty: {fault}", where=name) from fault
+
+
+def _told(error: Any) -> str:
+    """One fault of a file in a line: the key, and what is wrong with it."""
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        hint = nearest(str(error["loc"][-1]), Target.model_fields) if len(error["loc"]) == 1 else ""
+        return f"  unknown key `{key}`" + (f"; {hint}" if hint else "")
+    if error["type"] == "missing":
+        return f"  the key `{key}` is missing"
+    return f"  `{key}`: {error['msg'].removeprefix('Value error, ')} (found {error['input']!r:.60})"
 
 
 def _profile(name: str, above: tuple[str, ...]) -> dict[str, Any]:
     """What the file holds, laid over what it extends, with the changes of the version asked for."""
     file, _, version = (name, "", "") if name.endswith(_SUFFIXES) else name.partition("@")
-    data = _read(file)
+    data = _read(file, above)
     if data.get("extends"):
         base, above = _beside(str(data["extends"]), file), (*above, file)
         if base in above:
@@ -278,20 +295,23 @@ def _profile(name: str, above: tuple[str, ...]) -> dict[str, Any]:
     return _at_version(data, version, name) if version else data
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     if name.endswith(_SUFFIXES):
         file: Any = Path(name)
     elif name in _shipped_files():
         file = resources.files("onnxq") / "targets" / f"{name}.yaml"
     else:
         what = f"unknown target `{name}`; {nearest(name, target_names())}"
-        raise UsageError(what, where="target", do="or give the path of a target file (.yaml)")
+        where = f"{above[-1]}, extends" if above else "target"
+        raise UsageError(what, where=where, do="or give the path of a target file (.yaml)")
     try:
         data = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
-        raise UsageError(f"cannot be read: {fault}", where=name) from fault
+        do = "check the path, and that it is YAML"
+        raise UsageError(f"cannot be read: {fault}", where=name, do=do) from fault
     if not isinstance(data, dict):
-        raise UsageError("is no target file: it holds no keys", where=name)
+        do = "begin it with `extends: NAME` and what differs"
+        raise UsageError("is no target file: it holds no keys", where=name, do=do)
     return data
 
 

@@ -246,3 +246,19 @@ def test_a_faulty_target_file_is_named_with_its_fault(tmp_path, text, says):
 def test_a_target_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"gone\.yaml"):
         load_target(str(tmp_path / "gone.yaml"))
+
+
+def test_a_faulty_file_of_ones_own_is_told_by_key_and_without_a_link(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: ort-x86\nactivation_typ: int8\n")
+    with pytest.raises(UsageError, match="unknown key `activation_typ`.*activation_type") as told:
+        load_target(str(path))
+    assert "pydantic.dev" not in str(told.value)
+
+
+def test_what_extends_a_target_that_there_is_not_is_named(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: stm32n7\n")
+    with pytest.raises(UsageError, match="stm32n6") as told:
+        load_target(str(path))
+    assert "mine.yaml" in str(told.value)

@@ -44,6 +44,7 @@ class Contents:
     manifest: Manifest | None = None
     memory: Sequence[MemoryEstimate] = ()
     ledgers: Sequence[Ledger] = ()
+    also: Sequence[str] = ()
 
 
 def readme(contents: Contents) -> str:
@@ -87,6 +88,11 @@ def _first_checks(contents: Contents) -> str:
         "\n`bundle.json` records versions, processor and the digest of what the bundle was made "
         "from; `onnxq rebuild` makes it again from that, and compares every byte."
         f"\n\n{listing}"
+        + "".join(
+            f"\n\n`{name}/` is a bundle of its own: the same numbers for {name}, with its own "
+            "checksums and verdict."
+            for name in contents.also
+        )
     )
 
 

@@ -1,6 +1,7 @@
 """The hand-off's shell: reads the model, writes the bundle, replays it, and only then keeps it."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,7 @@ class _Judged:
     recipe_text: str
     parts: tuple[Part, ...]
     manifest: Manifest | None
+    also: tuple[str, ...]
 
 
 def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the bundle)
@@ -78,12 +80,14 @@ def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the
     allow_unverified: bool = False,
     origin: Origin | None = None,
     recipe_text: str = "",
+    also: Sequence[str] = (),
 ) -> Bundle:
     """Write the bundle of ``model`` for ``target`` into ``folder``, whole or not at all.
 
     ``samples`` are evaluation samples for the known answers; without any, answers of made-up
     numbers are written and called so. Without a report the bundle is stamped as unverified.
-    ``origin`` and the text of the recipe let it be made again.
+    ``origin`` and the text of the recipe let it be made again. ``also`` names folders in it that
+    will hold bundles of their own, for other targets.
     Raises TargetRuleError if a rule is broken without leave; JudgedError or DataError if the
     verdict is not ``passed`` (unless ``allow_unverified``); StaleRecordError if a record is about
     another file; RecipeError for a waiver of no rule; ModelError, RuntimeFailureError, StoreError.
@@ -110,6 +114,7 @@ def hand_off(  # noqa: PLR0913  (one keyword per record; all of them go into the
         recipe_text=recipe_text,
         parts=parts,
         manifest=quantized.parts if quantized is not None else None,
+        also=tuple(also),
     )
     if samples is None:
         samples = made_up_samples(judged.contract, section.known_answers)
@@ -137,6 +142,7 @@ def _fill(folder: Path, judged: _Judged, samples: Samples, count: int) -> Bundle
         contract=made,
         parts=judged.parts,
         manifest=judged.manifest,
+        also=judged.also,
         memory=[
             load_record(MemoryEstimate, folder / place / MEMORY_FILE)
             for place in [part.model.stem for part in judged.parts] or ["."]

@@ -196,3 +196,14 @@ def test_without_data_nothing_is_calibrated(tiny, onnxq, tmp_path, flags):
     assert ended.code == 2
     assert "real samples" in ended.err
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_recipe_of_a_file_needs_no_list_of_inputs(tiny, onnxq):
+    assert onnxq(*tiny.arguments("--to", "export")).code == 0
+    file = tiny.folder / "net.onnx"
+    file.write_bytes((tiny.build / "export" / "exported.onnx").read_bytes())
+    tiny.values["export"] = {"model": "net.onnx"}
+
+    result = onnxq(*tiny.arguments("--to", "quantize"))
+
+    assert result.code == 0, result.err

@@ -62,3 +62,8 @@ def test_a_target_of_the_same_activations_takes_the_file_itself(tiny, onnxq):
     digest = sha256_of_file(tiny.build / "quantize" / "int8.onnx")
     assert tiny.record("handoff/ort-arm64", "bundle.json")["model"]["sha256"] == digest
     assert not (tiny.build / "handoff" / "ort-x86").exists()
+
+
+def test_the_first_bundle_tells_of_the_other(both):
+    tiny, _ = both
+    assert "`ort-x86/` is a bundle of its own" in (tiny.build / "handoff" / "README.md").read_text()
