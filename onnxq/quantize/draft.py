@@ -18,7 +18,7 @@ from onnxq.target import Target
 __all__ = ["Draft", "Evidence"]
 
 _HELD_BACK = 4  # every fourth run is for judging
-_MOST_RUNS = 128
+_MOST_RUNS = 64
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Draft:
 class Evidence:
     """Samples, as runs of the graph, and the FP32 graph that they are to be answered like.
 
-    At most 128 runs, spread over all ``samples``; every fourth is held back: steps measure on the
+    At most 64 runs, spread over all ``samples``; every fourth is held back: steps measure on the
     others and are judged on it. Raises QuantizationError if there are fewer than four.
     """
 
