@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import onnx.parser
+import onnx.reference
 import pytest
 import torch
 
@@ -192,3 +193,19 @@ def test_sequences_of_their_own_lengths_are_walked_both_ways_as_by_the_runtime(n
         b=weights(2, gates * 12, seed=2),
     )
     assert deviation(model, x=normal(4, 3, 5)) < 1e-5
+
+
+@pytest.mark.parametrize(("opset", "entries"), [(18, 2), (20, 2), (21, 4)])
+def test_group_normalization_has_a_scale_a_group_before_opset_21(opset, entries):
+    model = read(
+        OLD.replace("13", str(opset))
+        + """g (float[2,4,3,5] x) => (float[2,4,3,5] y) {
+        y = GroupNormalization<num_groups=2>(x, scale, shift)
+    }""",
+        scale=weights(entries),
+        shift=weights(entries, seed=1),
+    )
+    x = normal(2, 4, 3, 5)
+    expected = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})[0]
+    computed = TorchGraph(model)({"x": torch.from_numpy(x)})["y"].detach().numpy()
+    np.testing.assert_allclose(computed, expected, rtol=1e-4, atol=1e-6)
