@@ -16,6 +16,7 @@ from onnxq.errors import EXIT_PASSED, EXIT_WORSE, DataError
 from onnxq.target import Target, load_target
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 __all__ = ["inspect"]
@@ -37,8 +38,10 @@ def inspect(model: Path, target: str, screen: Screen, **options: Any) -> int:
     """Show what is integer in MODEL.onnx, what is float and why, and where the time goes.
 
     Of an FP32 model: which nodes would become integer on the target. Of a quantized one: what
-    ONNX Runtime really executes here, node by node, and what to change where that is float.
-    Exit code 1 if it computes wrong numbers from the file.
+    ONNX Runtime really executes here, node by node, and what to change where that is float; for a
+    target that a compiler serves, first its rules and where nodes will run there, as `onnxq check`
+    says it. Exit code 1 if ONNX Runtime computes wrong numbers from the file, or if it breaks a
+    rule of such a compiler.
     """
     import onnx_ir as ir
 
@@ -62,7 +65,9 @@ def inspect(model: Path, target: str, screen: Screen, **options: Any) -> int:
     }
     profile = load_target(target)
     code = EXIT_PASSED
-    if quantized:
+    if quantized and profile.processor is None:
+        code = _for_compiler(model, proto, profile, options, facts, screen)
+    elif quantized:
         code = _of_file(model, graph, profile, facts, screen)
         if not options["no_time"]:
             _of_runs(model, profile, options, facts, screen)
@@ -70,6 +75,38 @@ def inspect(model: Path, target: str, screen: Screen, **options: Any) -> int:
     else:
         facts |= _of_fp32(model, profile, screen)
     screen.result({"exit_code": code, **facts})
+    return code
+
+
+# --- a quantized file for a compiler ------------------------------------------------------------
+
+
+def _for_compiler(
+    model: Path,
+    proto: "onnx.ModelProto",
+    target: Target,
+    options: Mapping[str, Any],
+    facts: dict[str, Any],
+    screen: Screen,
+) -> int:
+    """The answer of the target's profile, and then what ONNX Runtime does here, which is none."""
+    import onnx_ir as ir
+
+    from onnxq.cli.targets import judge_for
+    from onnxq.graph import with_batch_of_one
+
+    code, judged = judge_for(proto, target, model.name, screen)
+    screen.say("On this machine's ONNX Runtime, for information", style="bold")
+    here: dict[str, Any] = {}
+    _of_file(model, ir.from_proto(with_batch_of_one(proto)), target, here, screen)
+    if not options["no_time"]:
+        _of_runs(model, target, options, here, screen)
+    verdict = "breaks the rules" if code else "keeps the rules"
+    hardware = next((s for s in judged["prediction"]["shares"] if s["runs"] == "hardware"), None)
+    share = f"; predicted: {hardware['share']:.0%} of the MACs in hardware" if hardware else ""
+    screen.say(f"{model.name}: {verdict} of {target.name}{share}", style="bold")
+    judged["hazards"] = judged.pop("findings")
+    facts |= here | judged
     return code
 
 
@@ -93,7 +130,7 @@ def _of_file(
     where = "on ARM64" if target.fuses_int8 else "here"
     screen.say(f"  MACs that ONNX Runtime executes on integers {where}: {measured:.1%}")
     screen.text.print(_table_of(executed, where))
-    _say_causes(executed.nodes, screen)
+    _say_causes(executed.nodes, screen, mend=target.processor is not None)
     faults = [f"{row.op_type} `{row.node}`: {fault}" for row in rows for fault in row.faults]
     faults += [f"{found.where}: {found.what}" for found in executed.findings]
     for fault in faults[:_MOST_FAULTS]:
@@ -127,8 +164,8 @@ def _table_of(executed: FusionAudit, where: str) -> Table:
     return table
 
 
-def _say_causes(nodes: Sequence[NodeExecution], screen: Screen) -> None:
-    """One entry for each cause of float, the most frequent first."""
+def _say_causes(nodes: Sequence[NodeExecution], screen: Screen, *, mend: bool) -> None:
+    """One entry for each cause of float, the most frequent first; ``mend``: with its remedy."""
     groups: dict[tuple[str, str], list[NodeExecution]] = {}
     for node in nodes:
         if node.runs == "float":
@@ -138,7 +175,7 @@ def _say_causes(nodes: Sequence[NodeExecution], screen: Screen) -> None:
         names = ", ".join(f"{node.op_type} `{node.node}`" for node in found[:_MOST_NAMES])
         more = f" and {len(found) - _MOST_NAMES} more" if len(found) > _MOST_NAMES else ""
         screen.say(f"  float, {cause}: {names}{more}")
-        screen.say(f"    {found[0].why} → {found[0].do}")
+        screen.say(f"    {found[0].why}" + (f" → {found[0].do}" if mend else ""))
 
 
 def _remedies(model: Path, target: Target, nodes: Sequence[NodeExecution]) -> list[str]:

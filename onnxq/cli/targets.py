@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.table import Table
@@ -10,9 +11,13 @@ from onnxq.artifacts import Finding, Prediction, RuleResult
 from onnxq.cli.console import DONE, DOUBT, Screen, command_options
 from onnxq.cli.flags import parsed_waivers, path_type, say_findings
 from onnxq.errors import EXIT_PASSED, EXIT_WORSE
+from onnxq.recipe import Waiver
 from onnxq.target import Operator, Sourced, Target, load_target, target_names
 
-__all__ = ["check", "targets"]
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["check", "judge_for", "targets"]
 
 _BROKEN = "[red]✗[/] "
 _PLACES_SHOWN = 5
@@ -196,42 +201,51 @@ def check(model: Path, target: str, waive: tuple[str, ...], screen: Screen) -> i
     An FP32 model is judged by the rules that do not speak of Q/DQ. Where nodes run is a prediction
     from the target's profile: nothing is compiled or run. Exit code 1 if a rule is broken.
     """
+    import onnx_ir as ir
+
     from onnxq.graph import load_model
-    from onnxq.handoff.check import check as check_rules
-    from onnxq.handoff.hazards import hazards
-    from onnxq.handoff.prediction import predict
+    from onnxq.verify.audit import refuse_other_forms
 
     profile = load_target(target)
     waivers = parsed_waivers(waive, [rule.id for rule in profile.rules])
     proto = load_model(model)
-    prediction = predict(proto, profile, file_name=model.name)
-    results = check_rules(
-        proto,
-        profile,
-        waivers,
-        file_name=model.name,
-        phase="quantized" if prediction.of == "quantized" else "any",
-    )
-    findings = hazards(proto, profile) if prediction.of == "quantized" else ()
+    refuse_other_forms(ir.from_proto(proto), model.name)
+    code, facts = judge_for(proto, profile, model.name, screen, waivers)
+    screen.result({"exit_code": code, "target": profile.name, **facts})
+    return code
+
+
+def judge_for(
+    proto: "onnx.ModelProto",
+    target: Target,
+    name: str,
+    screen: Screen,
+    waivers: Sequence[Waiver] = (),
+) -> tuple[int, dict[str, Any]]:
+    """Print what the rules and the profile of ``target`` say of a model; the exit code, and all of
+    it for a program. An FP32 model is judged by the rules that do not speak of Q/DQ."""
+    from onnxq.handoff.check import check as check_rules
+    from onnxq.handoff.hazards import hazards
+    from onnxq.handoff.prediction import predict
+
+    prediction = predict(proto, target, file_name=name)
+    quantized = prediction.of == "quantized"
+    phase: Literal["any", "quantized"] = "quantized" if quantized else "any"
+    results = check_rules(proto, target, waivers, file_name=name, phase=phase)
+    findings = hazards(proto, target) if quantized else ()
     broken = [r for r in results if r.severity == "error" and r.waived is None]
-    _say_rules(results, profile, screen)
-    _say_prediction(prediction, profile, screen)
+    _say_rules(results, target, screen)
+    _say_prediction(prediction, target, screen)
     _say_hazards(findings, screen)
-    code = EXIT_WORSE if broken else EXIT_PASSED
     ids = dict.fromkeys(result.rule for result in broken)
     count = f"{len(ids)} rule{'s' * (len(ids) > 1)}"
-    verdict = f"breaks {count} of {profile.name}" if ids else f"keeps the rules of {profile.name}"
-    screen.say(f"{model.name} {verdict}", mark=_BROKEN if ids else DONE, style="bold")
-    screen.result(
-        {
-            "exit_code": code,
-            "target": profile.name,
-            "rules": [result.model_dump(mode="json") for result in results],
-            "prediction": prediction.model_dump(mode="json"),
-            "findings": [finding.model_dump(mode="json") for finding in findings],
-        }
-    )
-    return code
+    verdict = f"breaks {count} of {target.name}" if ids else f"keeps the rules of {target.name}"
+    screen.say(f"{name} {verdict}", mark=_BROKEN if ids else DONE, style="bold")
+    return EXIT_WORSE if broken else EXIT_PASSED, {
+        "rules": [result.model_dump(mode="json") for result in results],
+        "prediction": prediction.model_dump(mode="json"),
+        "findings": [finding.model_dump(mode="json") for finding in findings],
+    }
 
 
 def _say_rules(results: Sequence[RuleResult], target: Target, screen: Screen) -> None:

@@ -73,6 +73,7 @@ def faults_of(subject: Subject, phase: Phase) -> list[tuple[TargetRule, tuple[Fa
 
 def _result(fault: Fault, rule: TargetRule, waived: str | None) -> RuleResult:
     at_input = fault.value is not None and fault.value.is_graph_input()
+    usual = (at_input and rule.input_rewrite) or rule.rewrite
     return RuleResult(
         rule=rule.id,
         severity=rule.severity,
@@ -83,7 +84,7 @@ def _result(fault: Fault, rule: TargetRule, waived: str | None) -> RuleResult:
         evidence=rule.evidence,
         node=str(fault.node.name or "") if fault.node is not None else "",
         tensor=str(fault.value.name) if fault.value is not None else "",
-        rewrite=fault.rewrite or (at_input and rule.input_rewrite) or rule.rewrite,
+        rewrite="" if fault.rewrite is None else fault.rewrite or usual,
         waived=waived,
     )
 

@@ -169,10 +169,18 @@ def _by_rules(
 
 
 def _touched(fault: Fault) -> Iterator[ir.Node]:
-    """The node of the fault; of a value, also those that take it, as it is or from its DQ."""
+    """The node of the fault; of a value, also those that take it, as it is or from its DQ.
+
+    A Q at fault touches what makes its input and what takes its output.
+    """
+    waiting = [fault.value] if fault.value is not None else []
     if fault.node is not None:
         yield fault.node
-    waiting = [fault.value] if fault.value is not None else []
+        if fault.node.op_type == QUANTIZE:
+            maker = fault.node.inputs[0].producer() if fault.node.inputs[0] is not None else None
+            if maker is not None:
+                yield maker
+            waiting += fault.node.outputs
     while waiting:
         for node in waiting.pop().consumers():
             if node.op_type in (QUANTIZE, DEQUANTIZE):

@@ -36,18 +36,28 @@ _BIASED = ("Conv", "ConvTranspose", "Gemm")
 
 
 def activation_types(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
-    """Activations, and constants that are no weight and no bias, are of a type in ``values``."""
+    """Activations, and constants that are no weight and no bias, are of a type in ``values``.
+
+    Only between int8 and uint8 can a file be converted.
+    """
     for node in subject.quantizers:
-        if quantized_type(node) not in rule.values:
-            yield at_node(node, f"makes {quantized_type(node)}")
+        kind = quantized_type(node)
+        if kind not in rule.values:
+            yield at_node(node, f"makes {kind}", _mended(kind))
     for value in subject.inputs:
         for node in value.consumers():
             if node.op_type == DEQUANTIZE and quantized_type(node) not in rule.values:
-                yield at_value(value, f"is {quantized_type(node)}")
+                kind = quantized_type(node)
+                yield at_value(value, f"is {kind}", _mended(kind))
     for use in subject.constants:
         kind = quantized_type(use.dequantize)
         if use.role == "operand" and kind not in rule.values:
-            yield at_node(use.consumer, f"takes a constant of {kind}")
+            yield at_node(use.consumer, f"takes a constant of {kind}", _mended(kind))
+
+
+def _mended(kind: str) -> str | None:
+    """The rule's own step, or none."""
+    return "" if kind in ("int8", "uint8") else None
 
 
 def activations_per_tensor(subject: Subject, rule: TargetRule) -> Iterator[Fault]:

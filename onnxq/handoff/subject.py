@@ -39,14 +39,14 @@ class Fault(NamedTuple):
     """One place that breaks a rule: the node, value or file, and what is wrong with it.
 
     ``node`` and ``value`` are what it is about, None for the file as a whole; ``rewrite`` is the
-    step that mends this place, where it is another than the rule's.
+    step that mends this place, where it is another than the rule's, and None where none does.
     """
 
     where: str
     what: str
     node: ir.Node | None = None
     value: ir.Value | None = None
-    rewrite: str = ""
+    rewrite: str | None = ""
 
 
 class Quantized(NamedTuple):
@@ -142,16 +142,16 @@ def subject_of(model: ir.Model | onnx.ModelProto, target: Target, file_name: str
     return Subject(ir.from_proto(with_batch_of_one(proto)), target, file_name, free)
 
 
-def at_node(node: ir.Node, what: str, rewrite: str = "") -> Fault:
+def at_node(node: ir.Node, what: str, rewrite: str | None = "") -> Fault:
     """A fault of an operator."""
     return Fault(label_of(node), what, node=node, rewrite=rewrite)
 
 
-def at_value(value: ir.Value, what: str) -> Fault:
+def at_value(value: ir.Value, what: str, rewrite: str | None = "") -> Fault:
     """A fault of a value: of a graph input or output, or of one between, or of a constant."""
     kind = "output" if value.is_graph_output() else "value"
     kind = "input" if value.is_graph_input() and not value.is_initializer() else kind
-    return Fault(f"{kind} `{value.name}`", what, node=value.producer(), value=value)
+    return Fault(f"{kind} `{value.name}`", what, value.producer(), value, rewrite)
 
 
 def label_of(node: ir.Node) -> str:

@@ -170,3 +170,41 @@ def test_convert_refuses_in_words(shell, theirs, monkeypatch, tmp_path, argument
     assert code == 2
     assert says in err
     assert not (tmp_path / "o.onnx").exists()
+
+
+# --- a target that a compiler serves ------------------------------------------------------------
+
+
+def of_type(net: Net, kind: QuantType) -> Path:
+    """The net as ONNX Runtime's own quantizer writes it with activations of this type."""
+    output = net.path.with_name(f"{kind.name}.onnx")
+    quantize_static(
+        net.path, output, SampleReader(net.samples), per_channel=True,
+        activation_type=kind, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    return output
+
+
+@pytest.mark.parametrize("kind", [QuantType.QUInt8, QuantType.QInt8])
+def test_inspect_answers_for_a_compiler_as_check_does(shell, net, kind):
+    path = of_type(net, kind)
+    judged, checked, _ = shell("check", path, "--target", "stm32n6")
+    code, out, _ = shell("inspect", path, "--target", "stm32n6", "--no-time")
+    answer, _, here = out.partition("On this machine's ONNX Runtime, for information")
+    assert code == judged
+    assert answer.endswith(checked)
+    assert "executes on integers here" in here
+    for words in ("nothing of it runs in float", "onnxq convert", "ort-x86"):
+        assert words not in here
+    broken = kind == QuantType.QUInt8
+    assert ("breaks the rules of stm32n6" if broken else "keeps") in here.splitlines()[-1]
+
+
+def test_inspect_gives_a_program_the_rules_and_the_prediction_of_a_compiler(shell, net):
+    path = of_type(net, QuantType.QUInt8)
+    _, out, _ = shell("inspect", path, "--target", "stm32n6", "--no-time", "--json")
+    facts = json.loads(out)
+    assert facts["exit_code"] == 1
+    assert "stm32n6.activation-type" in {rule["rule"] for rule in facts["rules"]}
+    assert {node["runs"] for node in facts["prediction"]["nodes"]} == {"refused"}
+    assert facts["remedies"] == []

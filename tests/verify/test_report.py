@@ -855,6 +855,26 @@ def test_rows_of_every_section_fit_its_columns(
             assert {len(row.cells) for row in table.rows} == {len(table.columns)}
 
 
+def test_what_a_compiler_decides_is_given_for_information_and_without_a_remedy(
+    report: VerificationReport, samples: Samples
+) -> None:
+    node = NodeExecution(
+        node="c", op_type="Conv", runs="float", executed_as="Conv", elsewhere="integer",
+        expected="float", macs=1, cause="int8 activations on x86", why="why", do="convert",
+    )  # fmt: skip
+    report = report.model_copy(update={"executions": (node,)})
+    judged = report.comparison.model_copy(update={"judged_as": "runtime"})
+    for_runtime = report.model_copy(update={"comparison": judged})
+    title, cells = {}, {}
+    for key, made in (("graph", report), ("runtime", for_runtime)):
+        (section,) = (s for s in sections(made, None) if s.id == "executed")
+        title[key], cells[key] = section.title, section.tables[-1].rows[0].cells
+    assert title["graph"] == "On this machine's ONNX Runtime, for information"
+    assert title["runtime"] == "Executed on integers"
+    assert "convert" in cells["runtime"]
+    assert cells["graph"] == cells["runtime"][:-1]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

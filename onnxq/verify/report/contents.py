@@ -139,7 +139,7 @@ def coverage(report: VerificationReport) -> Section:
 
 
 def fusion(report: VerificationReport) -> Section:
-    """What this machine executes on integers."""
+    """What this machine executes on integers; without a remedy where a compiler decides."""
     table = make_table(
         (*text_columns("Operator"), *number_columns("On integers", "Total", "On integers (%)")),
         report.fusion,
@@ -151,16 +151,23 @@ def fusion(report: VerificationReport) -> Section:
         ),
         lambda line: line.integer < line.total,
     )
+    for_runtime = report.comparison.judged_as == "runtime"
     lead = f"What ONNX Runtime really executes on integers on this machine.{_agreement(report)}"
+    if not for_runtime:
+        lead += f" It says nothing of {report.target}, where a compiler decides (`onnxq check`)."
+    remedy = ("What to change",) if for_runtime else ()
     floating = make_table(
-        (*code_columns("Node"), *text_columns("Operator", "Why it is float", "What to change")),
+        (*code_columns("Node"), *text_columns("Operator", "Why it is float", *remedy)),
         (node for node in report.executions if node.runs == "float"),
-        lambda node: (node.node, node.op_type, node.why, node.do),
-        lambda node: node.expected != "float",
-        title="Executed in float",
+        lambda node: (node.node, node.op_type, node.why, *((node.do,) if for_runtime else ())),
+        lambda node: for_runtime and node.expected != "float",
+        title="Executed in float" if for_runtime else "Executed in float on this machine",
     )
     tables = (table, floating) if floating.rows else (table,)
-    return Section("executed", "Executed on integers", lead, tables)
+    title = "Executed on integers"
+    if not for_runtime:
+        title = "On this machine's ONNX Runtime, for information"
+    return Section("executed", title, lead, tables)
 
 
 def _agreement(report: VerificationReport) -> str:
