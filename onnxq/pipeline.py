@@ -97,6 +97,12 @@ class _Work:
 
     def _samples(self, source: DataSource) -> Samples:
         names = tuple(value.name for value in self.recipe.export.inputs)
+        if not names and self.recipe.export.model is not None:
+            from onnxq.graph import load_model, values_of
+
+            names = tuple(
+                value.name for value in values_of(load_model(self.recipe.export.model))[0]
+            )
         return open_source(
             source.source, source.options | source.paths, names, self.search, self.progress
         )
@@ -140,12 +146,8 @@ class _Work:
             return
         self.observer.stage_starts(stage)
         start = time.monotonic()
-        self.build.write_stage(stage, key, lambda folder: _drop(write(folder)), RECORDS[stage])
+        self.build.write_stage(stage, key, write, RECORDS[stage])
         self.observer.stage_ends(stage, time.monotonic() - start)
-
-
-def _drop(_: object) -> None:
-    """Ignore what a stage returns: it is read back from its record."""
 
 
 def run(  # noqa: PLR0913 - one parameter for each thing that a person may ask for
@@ -212,7 +214,7 @@ def _export(work: _Work, outcome: Outcome) -> Outcome:
 
     work.run_stage("export", facts, write)
     exported = load_record(ExportedModel, work.record("export"))
-    return _updated(outcome, exported=exported)
+    return replace(outcome, exported=exported)
 
 
 def _calibrate(work: _Work, outcome: Outcome) -> Outcome:
@@ -251,7 +253,7 @@ def _calibrate(work: _Work, outcome: Outcome) -> Outcome:
     work.run_stage("calibrate", facts, write)
     forget_pieces(work.build.stage("calibrate"))
     calibration = load_record(CalibrationResult, work.record("calibrate"))
-    return _updated(outcome, calibration=calibration)
+    return replace(outcome, calibration=calibration)
 
 
 def _refuse_early(work: _Work, exported: ExportedModel) -> None:
@@ -295,7 +297,7 @@ def _quantize(work: _Work, outcome: Outcome) -> Outcome:
 
     work.run_stage("quantize", facts, write)
     quantized = load_record(QuantizedModel, work.record("quantize"))
-    return _updated(outcome, quantized=quantized)
+    return replace(outcome, quantized=quantized)
 
 
 def _verify(work: _Work, outcome: Outcome) -> Outcome:
@@ -348,7 +350,7 @@ def _verify(work: _Work, outcome: Outcome) -> Outcome:
     work.run_stage("verify", facts, write)
     report = load_record(VerificationReport, work.record("verify"))
     twins = reports_of(work.twins, work.build.stage("verify"))
-    return _updated(outcome, report=report, twin_reports=twins)
+    return replace(outcome, report=report, twin_reports=twins)
 
 
 def _hand_off(work: _Work, outcome: Outcome) -> Outcome:
@@ -374,6 +376,11 @@ def _hand_off(work: _Work, outcome: Outcome) -> Outcome:
             origin=origin,
             recipe_text=text,
         )
+        passed = [
+            twin.target.slug
+            for twin in work.twins
+            if outcome.twin_reports[twin.target.name].verdict == "passed"
+        ]
         hand(
             model=work.path("quantize", INT8),
             quantized=quantized,
@@ -381,6 +388,7 @@ def _hand_off(work: _Work, outcome: Outcome) -> Outcome:
             report_folder=work.build.stage("verify"),
             target=work.target,
             folder=folder,
+            also=passed,
         )
         for twin in work.twins:
             judged = outcome.twin_reports[twin.target.name]
@@ -398,11 +406,7 @@ def _hand_off(work: _Work, outcome: Outcome) -> Outcome:
     work.run_stage("handoff", facts, write)
     bundle = load_record(Bundle, work.record("handoff"))
     twins = bundles_of(work.twins, work.build.stage("handoff"))
-    return _updated(outcome, bundle=bundle, twin_bundles=twins)
-
-
-def _updated(outcome: Outcome, **records: object) -> Outcome:
-    return Outcome(**{**vars(outcome), **records})
+    return replace(outcome, bundle=bundle, twin_bundles=twins)
 
 
 def _needed(record: _Record | None) -> _Record:

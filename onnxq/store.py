@@ -275,9 +275,10 @@ class Build:
             self._note(name).unlink(missing_ok=True)
 
     def write_stage(
-        self, name: str, key: str, write: Callable[[Path], None], record: str = ""
+        self, name: str, key: str, write: Callable[[Path], object], record: str = ""
     ) -> Path:
-        """Let ``write`` fill an empty folder, then put it in the stage's place, whole or not.
+        """Let ``write`` fill an empty folder, then put it in the stage's place, whole or not; what
+        it returns is not looked at.
 
         ``record`` is the file by which an earlier folder of this stage is known.
         The note is removed first and written last, so that a stage killed at any moment runs again.

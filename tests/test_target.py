@@ -251,7 +251,7 @@ def test_a_target_file_that_is_not_there_is_named(tmp_path):
 def test_a_faulty_file_of_ones_own_is_told_by_key_and_without_a_link(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("extends: ort-x86\nactivation_typ: int8\n")
-    with pytest.raises(UsageError, match="unknown key `activation_typ`.*activation_type") as told:
+    with pytest.raises(UsageError, match=r"unknown key `activation_typ`.*activation_type") as told:
         load_target(str(path))
     assert "pydantic.dev" not in str(told.value)
 

@@ -350,7 +350,7 @@ def test_whatever_is_float_for_int8_activations_is_integer_once_they_are_uint8(t
         assert "int8 activations on x86" not in {node.cause for node in new.nodes}
         mended += sum(node.cause == "int8 activations on x86" for node in old.nodes)
         assert [node.runs for node in new.nodes] == [node.elsewhere for node in old.nodes]
-    assert (mended > 0) == (around == "input used as float too")
+    assert (mended > 0) == (around != "used as float too")  # `d` twice is two uses of `q`
 
 
 # --- the proof ----------------------------------------------------------------------------------
