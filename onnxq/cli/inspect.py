@@ -12,6 +12,7 @@ from rich.table import Table
 from onnxq.artifacts import FusionAudit, NodeExecution, OutputDistance, TimeLedger
 from onnxq.cli.console import Screen, command_options
 from onnxq.cli.flags import path_type
+from onnxq.cli.saturation import say_saturation
 from onnxq.errors import EXIT_PASSED, EXIT_WORSE, DataError
 from onnxq.target import Target, load_target
 
@@ -71,6 +72,7 @@ def inspect(model: Path, target: str, screen: Screen, **options: Any) -> int:
         code = _of_file(model, graph, profile, facts, screen)
         if not options["no_time"]:
             _of_runs(model, profile, options, facts, screen)
+        _of_saturation(model, profile, options, facts, screen)
         _say_answer(model, facts, screen)
     else:
         facts |= _of_fp32(model, profile, screen)
@@ -95,7 +97,7 @@ def _for_compiler(
     from onnxq.cli.targets import judge_for
     from onnxq.graph import with_batch_of_one
 
-    code, judged = judge_for(proto, target, model.name, screen)
+    code, judged = judge_for(model, proto, target, screen)
     screen.say("On this machine's ONNX Runtime, for information", style="bold")
     here: dict[str, Any] = {}
     _of_file(model, ir.from_proto(with_batch_of_one(proto)), target, here, screen)
@@ -229,6 +231,22 @@ def _of_runs(
     facts["fused_against_unfused"] = distance.model_dump(mode="json")
 
 
+def _of_saturation(
+    model: Path,
+    target: Target,
+    options: Mapping[str, Any],
+    facts: dict[str, Any],
+    screen: Screen,
+) -> None:
+    """Whether sums of pairs leave 16 bits; counted only on samples that were given."""
+    from onnxq.plain.in_range import samples_in_range
+
+    counted = options["data"] is not None and not options["no_time"]
+    samples = samples_in_range(model, options["data"]) if counted else None
+    rows = say_saturation(model, target, samples, screen)
+    facts["saturation"] = [row.model_dump(mode="json") for row in rows]
+
+
 def _say_time(time: TimeLedger, screen: Screen) -> None:
     parts = (
         ("integer", time.integer), ("float", time.floating), ("Q/DQ", time.quantizing),
@@ -250,10 +268,9 @@ def _say_time(time: TimeLedger, screen: Screen) -> None:
 
 def _say_distance(distance: OutputDistance, samples: str, screen: Screen) -> None:
     steps = "" if distance.steps is None else f" ({distance.steps:.3g} steps)"
-    screen.say(
-        f"  fused against unfused, {distance.samples} runs on {samples}: "
-        f"SQNR {distance.sqnr_db:.1f} dB, at most {distance.largest:.3g}{steps}"
-    )
+    apart = f"SQNR {distance.sqnr_db:.1f} dB, at most {distance.largest:.3g}{steps}"
+    said = apart if distance.largest else "equal"
+    screen.say(f"  fused against unfused, {distance.samples} runs on {samples}: {said}")
 
 
 def _say_answer(model: Path, facts: Mapping[str, Any], screen: Screen) -> None:

@@ -99,6 +99,12 @@ def export(  # noqa: PLR0913 - one parameter a flag
     type=click.Choice(get_args(Step)),
     help="Refine the numbers: corrected biases, weight scales of least error; repeatable.",
 )
+@click.option(
+    "--saturation",
+    type=click.Choice(["ignore", "narrow"]),
+    help="Give weights 7 bits where sums saturate on x86 without VNNI (default: as the target "
+    "says).",
+)
 @click.option("-o", "output", type=path_type, help="The INT8 file of a plain model.")
 @command_options
 def quantize(
@@ -123,7 +129,9 @@ def quantize(
     excluded = tuple(Waiver(name=name, reason="--exclude") for name in options["exclude"])
     record = quantize_file(
         model, chosen_target(target), source,
-        QuantizeSection(exclude=excluded, steps=options["steps"]),
+        QuantizeSection(
+            exclude=excluded, steps=options["steps"], saturation=options["saturation"]
+        ),
         required(output, "-o OUT.onnx"), screen.progress,
     )  # fmt: skip
     screen.say(f"{output}: {len(record.quantized_nodes)} nodes for {record.target}", mark=DONE)

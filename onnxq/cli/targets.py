@@ -10,6 +10,7 @@ from rich.table import Table
 from onnxq.artifacts import Finding, Prediction, RuleResult
 from onnxq.cli.console import DONE, DOUBT, Screen, command_options
 from onnxq.cli.flags import parsed_waivers, path_type, say_findings
+from onnxq.cli.saturation import say_saturation
 from onnxq.errors import EXIT_PASSED, EXIT_WORSE
 from onnxq.recipe import Waiver
 from onnxq.target import Operator, Sourced, Target, load_target, target_names
@@ -210,15 +211,15 @@ def check(model: Path, target: str, waive: tuple[str, ...], screen: Screen) -> i
     waivers = parsed_waivers(waive, [rule.id for rule in profile.rules])
     proto = load_model(model)
     refuse_other_forms(ir.from_proto(proto), model.name)
-    code, facts = judge_for(proto, profile, model.name, screen, waivers)
+    code, facts = judge_for(model, proto, profile, screen, waivers)
     screen.result({"exit_code": code, "target": profile.name, **facts})
     return code
 
 
 def judge_for(
+    model: Path,
     proto: "onnx.ModelProto",
     target: Target,
-    name: str,
     screen: Screen,
     waivers: Sequence[Waiver] = (),
 ) -> tuple[int, dict[str, Any]]:
@@ -228,6 +229,7 @@ def judge_for(
     from onnxq.handoff.hazards import hazards
     from onnxq.handoff.prediction import predict
 
+    name = model.name
     prediction = predict(proto, target, file_name=name)
     quantized = prediction.of == "quantized"
     phase: Literal["any", "quantized"] = "quantized" if quantized else "any"
@@ -237,6 +239,7 @@ def judge_for(
     _say_rules(results, target, screen)
     _say_prediction(prediction, target, screen)
     _say_hazards(findings, screen)
+    rows = say_saturation(model, target, None, screen) if quantized else ()
     ids = dict.fromkeys(result.rule for result in broken)
     count = f"{len(ids)} rule{'s' * (len(ids) > 1)}"
     verdict = f"breaks {count} of {target.name}" if ids else f"keeps the rules of {target.name}"
@@ -245,6 +248,7 @@ def judge_for(
         "rules": [result.model_dump(mode="json") for result in results],
         "prediction": prediction.model_dump(mode="json"),
         "findings": [finding.model_dump(mode="json") for finding in findings],
+        "saturation": [row.model_dump(mode="json") for row in rows],
     }
 
 

@@ -87,8 +87,9 @@ def saturation_findings(rows: Sequence[SaturationRow]) -> tuple[Finding, ...]:
             Finding(
                 where=where,
                 what=_said(row),
-                do="quantize with `saturation: narrow` (7-bit weights in these channels), or set "
-                "the session option session.x64quantprecision=1",
+                do="quantize with `onnxq quantize --saturation narrow`, in a recipe "
+                "`saturation: narrow` (7-bit weights in these channels), or set the session option "
+                "session.x64quantprecision=1",
             )
         )
     return tuple(found)

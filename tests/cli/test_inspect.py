@@ -208,3 +208,51 @@ def test_inspect_gives_a_program_the_rules_and_the_prediction_of_a_compiler(shel
     assert "stm32n6.activation-type" in {rule["rule"] for rule in facts["rules"]}
     assert {node["runs"] for node in facts["prediction"]["nodes"]} == {"refused"}
     assert facts["remedies"] == []
+
+
+# --- saturation -----------------------------------------------------------------------------------
+
+
+def wide(folder: Path) -> Net:
+    """One product whose weights are of one size: their pairs leave int16 at full activations."""
+    text = "g (float[1,8] x) => (float[1,4] y) { [m] y = MatMul(x, w) }"
+    return calibrated(folder, HEAD + text, w=np.ones((8, 4), np.float32))
+
+
+@pytest.mark.parametrize("target", ["ort-x86", "ort-x86-avx2"])
+@pytest.mark.parametrize("command", ["check", "inspect"])
+def test_what_can_saturate_is_said_with_the_flag_that_mends_it(shell, tmp_path, target, command):
+    net = wide(tmp_path)
+    np.savez(tmp_path / "x.npz", x=net.samples.inputs["x"])
+    narrow = []
+    for mode in ("ignore", "narrow"):
+        arguments = ("--data", tmp_path / "x.npz", "--saturation", mode, "-o", tmp_path / "q.onnx")
+        assert shell("quantize", net.path, "--target", target, *arguments)[0] == 0
+        rest = ["--no-time"] if command == "inspect" else []
+        _, out, _ = shell(command, tmp_path / "q.onnx", "--target", target, *rest)
+        narrow.append(out)
+    assert "Saturation: 1 of 1 products can on x86 without VNNI" in narrow[0]
+    assert "onnxq quantize --saturation narrow" in narrow[0]
+    assert "Saturation" not in narrow[1]
+    quiet = shell("check", tmp_path / "q.onnx", "--target", "ort-x86-vnni")[1]
+    assert "Saturation" not in quiet
+
+
+def test_inspect_counts_saturation_on_the_samples_that_are_given(shell, tmp_path):
+    net = wide(tmp_path)
+    path = net.quantize("ort-x86").path
+    np.savez(tmp_path / "top.npz", x=np.full((2, 8), net.samples.inputs["x"].max(), np.float32))
+    _, out, _ = shell("inspect", path, "--data", tmp_path / "top.npz")
+    assert "1 of 1 products can on x86 without VNNI, 1 do on" in out
+    assert "pair sums saturate on the data" in out
+    _, out, _ = shell("inspect", path, "--data", tmp_path / "top.npz", "--json")
+    assert json.loads(out)["saturation"][0]["verdict"] == "does"
+
+
+def test_inspect_says_equal_where_fusion_changes_nothing(shell, tmp_path):
+    path = wide(tmp_path).quantize("ort-x86").path
+    np.savez(tmp_path / "zero.npz", x=np.zeros((2, 8), np.float32))
+    arguments = ("inspect", path, "--data", tmp_path / "zero.npz")
+    apart = json.loads(shell(*arguments, "--json")[1])["fused_against_unfused"]
+    assert apart["largest"] == 0
+    assert "2 runs on zero.npz: equal" in shell(*arguments)[1]
