@@ -52,6 +52,7 @@ from onnxq.artifacts.memory import (
     OutputMetrics,
     PlacedTensor,
     PoolUse,
+    ReportedValue,
     TimeBound,
     ValidateReport,
 )
@@ -143,6 +144,7 @@ __all__ = [
     "QuantizedModel",
     "RebuildCheck",
     "Record",
+    "ReportedValue",
     "RuleResult",
     "RunStep",
     "SampleChoice",

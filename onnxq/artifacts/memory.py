@@ -18,6 +18,7 @@ __all__ = [
     "OutputMetrics",
     "PlacedTensor",
     "PoolUse",
+    "ReportedValue",
     "TimeBound",
     "ValidateReport",
 ]
@@ -153,9 +154,22 @@ class CompiledPool(Record):
     size_bytes: int | None = None
 
 
+class ReportedValue(Record):
+    """An input or output as a report of ST's tool names it, ``dtype`` and ``shape`` in its words
+    (``int8``, ``(1, 3, 8, 8)``)."""
+
+    side: Literal["input", "output"]
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
 class GenerateReport(Record):
     """``network_generate_report.txt`` of ``stedgeai generate``. ``profile`` is the one it was run
-    with, as ``profile@file``; empty if the report does not repeat its command line."""
+    with, as ``profile@file``; empty if the report does not repeat its command line.
+
+    ``models`` are the names of files that it says it is about, ``values`` the inputs and outputs;
+    ``weights_bytes`` and ``activations_bytes`` its own totals. Empty or None: it says nothing."""
 
     file: str
     tool_version: str
@@ -163,6 +177,10 @@ class GenerateReport(Record):
     model_format: str
     epochs: tuple[CompiledEpoch, ...]
     pools: tuple[CompiledPool, ...]
+    models: tuple[str, ...] = ()
+    values: tuple[ReportedValue, ...] = ()
+    weights_bytes: int | None = None
+    activations_bytes: int | None = None
 
 
 class InfoReport(Record):
@@ -174,6 +192,7 @@ class InfoReport(Record):
     epochs: tuple[CompiledEpoch, ...]
     pools: tuple[CompiledPool, ...]
     buffers: int
+    models: tuple[str, ...] = ()
 
 
 class OutputMetrics(Record):
@@ -199,3 +218,5 @@ class ValidateReport(Record):
     file: str
     tool_version: str
     outputs: tuple[OutputMetrics, ...]
+    models: tuple[str, ...] = ()
+    values: tuple[ReportedValue, ...] = ()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
@@ -21,6 +22,9 @@ from onnxq.cli.flags import path_type
 from onnxq.errors import EXIT_PASSED, EXIT_WORSE, StaleRecordError, UsageError
 from onnxq.handoff.contract import Contract
 
+if TYPE_CHECKING:
+    from onnxq.target import Target
+
 __all__ = ["compare_st"]
 
 _BUNDLE_FILE, _CONTRACT_FILE = "bundle.json", "contract.json"
@@ -38,22 +42,26 @@ def compare_st(bundle: Path, reports: tuple[Path, ...], screen: Screen) -> int:
 
     REPORTS are network_generate_report.txt, network_c_info.json or network_validate_report.txt.
     Ends with 1 where the compiler did something else than was planned: a software epoch for a node
-    of the NPU, bytes in external RAM, a pool that overflows, another version of the tool.
+    of the NPU, bytes in external RAM, a pool that overflows, memory that this network cannot have,
+    another version of the tool. With 2 where a report is of another model.
     """
     from onnxq.handoff.st_compare import departures, plan_of
     from onnxq.handoff.st_reports import read_report
-    from onnxq.target import load_target
+    from onnxq.handoff.st_values import refuse_another_model
 
-    target = load_target(_record_of(bundle).target)
+    target = _target_of(bundle)
     contract = _contract_of(bundle)
     read = [read_report(path) for path in reports]
+    said = [refuse_another_model(report, contract) for report in read]
     plan = plan_of(bundle / contract.model, target, float_edges=not _integer_edges(contract))
     own = _own_metrics(bundle, contract)
     found: list[Finding] = []
-    for report in read:
+    for report, names_model in zip(read, said, strict=True):
         fresh = departures(plan, report)
         found += fresh
         screen.say(report.file, mark=_BAD if fresh else DONE, style="bold")
+        if not names_model:
+            screen.say(f"  names no model: only its numbers say that it is of {contract.model}")
         if isinstance(report, ValidateReport):
             _show_metrics(screen, report, own)
         else:
@@ -89,19 +97,30 @@ def _top_of(bundle: Path) -> Path:
     )
 
 
-def _record_of(bundle: Path) -> Bundle:
+def _target_of(bundle: Path) -> "Target":
+    """The bundle's target; UsageError if it is not one of ST's tool."""
+    from onnxq.handoff.st_edge_ai import is_for_st
     from onnxq.store import load_record
+    from onnxq.target import load_target
 
-    return load_record(Bundle, _top_of(bundle) / _BUNDLE_FILE)
+    target = load_target(load_record(Bundle, _top_of(bundle) / _BUNDLE_FILE).target)
+    if not is_for_st(target):
+        raise UsageError(
+            f"was handed off for {target.name}, which ST's tool does not compile for",
+            where=str(bundle),
+            do="give the bundle that was handed off for stm32n6",
+        )
+    return target
 
 
 def _contract_of(bundle: Path) -> Contract:
     """The contract of the model in this folder; StaleRecordError if it is another file's."""
+    from onnxq.handoff.dump import part_folders
     from onnxq.store import load_record, sha256_of_file
 
     contract = load_record(Contract, bundle / _CONTRACT_FILE)
     if not contract.model.endswith(".onnx"):
-        parts = ", ".join(sorted(str(file.parent) for file in bundle.glob("*/contract.json")))
+        parts = ", ".join(part_folders(bundle))
         raise UsageError(
             "ships in parts, and the tool's report is about one of them",
             where=str(bundle),

@@ -12,13 +12,15 @@ import numpy as np
 import onnx
 from jaxtyping import Int64, Shaped
 
+from onnxq.artifacts import Manifest
 from onnxq.errors import DataError, StaleRecordError, StoreError, nearest
 from onnxq.graph import constants_of, load_model
 from onnxq.handoff.layers import LAYERS_FILE
 from onnxq.handoff.reference.network import Layer, layers_of
-from onnxq.store import sha256_of_file
+from onnxq.splitting.manifest import MANIFEST
+from onnxq.store import load_record, sha256_of_file
 
-__all__ = ["Dump", "KnownLayers", "known_layers", "read_dump"]
+__all__ = ["Dump", "KnownLayers", "known_layers", "part_folders", "read_dump"]
 
 Array = Shaped[np.ndarray, "..."]
 ON_GRID = 1e-3  # steps that a real value may lie off its grid by the rounding of float32
@@ -54,7 +56,7 @@ def known_layers(bundle: Path) -> KnownLayers:
     """
     path = bundle / LAYERS_FILE
     if not path.is_file():
-        parts = sorted(str(file.parent) for file in bundle.glob(f"*/{LAYERS_FILE}"))
+        parts = part_folders(bundle)
         known = f"give the folder of one part: {', '.join(parts)}" if parts else ""
         raise StoreError(
             f"holds no {LAYERS_FILE}",
@@ -82,6 +84,19 @@ def known_layers(bundle: Path) -> KnownLayers:
             for name, array in arrays.items()
             if name.startswith("input.")
         },
+    )
+
+
+def part_folders(bundle: Path) -> tuple[str, ...]:
+    """The folders of a bundle's parts, in the order of its pipeline.json; none if it is whole.
+
+    Raises StoreError if that cannot be read.
+    """
+    file = bundle / MANIFEST
+    if not file.is_file():
+        return ()
+    return tuple(
+        str((bundle / part.file.name).parent) for part in load_record(Manifest, file).parts
     )
 
 

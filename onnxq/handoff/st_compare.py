@@ -14,6 +14,8 @@ from onnxq.artifacts import (
     CompiledEpoch,
     CompiledPool,
     Finding,
+    GenerateReport,
+    InfoReport,
     MemoryEstimate,
     ValidateReport,
 )
@@ -27,6 +29,8 @@ __all__ = ["Plan", "departures", "plan_of"]
 
 _ON_NPU = frozenset({"hardware", "folded"})
 _EDGES = frozenset({"quantizelinear", "dequantizelinear"})
+_GROSS = 2  # times more or less weights than the file has
+_SLACK = 4096  # bytes that alignment and tables of the compiler may add
 _NUMBER = re.compile(r"\d+(?:\.\d+)+")
 
 
@@ -67,12 +71,14 @@ def departures(plan: Plan, report: StReport) -> tuple[Finding, ...]:
     """Every way in which ``report`` is not what was planned; empty if it is.
 
     A software epoch of a node planned for the NPU, bytes in external RAM that was not planned for,
-    a pool that holds more than it can, another version of the tool.
+    a pool that holds more than it can, fewer activations than the network needs, weights that are
+    not the file's, another version of the tool.
     """
     found = list(_of_version(plan, report.tool_version, report.file))
     if not isinstance(report, ValidateReport):
         found += _of_epochs(plan, report.epochs)
         found += _of_pools(plan, report.pools)
+        found += _of_totals(plan, report)
     return tuple(found)
 
 
@@ -188,3 +194,40 @@ def _of_use(plan: Plan, pool: CompiledPool, profile: MemoryPool | None) -> Itera
             f"{low:g} to {high:g} times slower, and no cycle count shows it",
             do="make the largest activations smaller (memory.json lists what is alive at the peak)",
         )
+
+
+def _of_totals(plan: Plan, report: GenerateReport | InfoReport) -> Iterator[Finding]:
+    """Totals that this network cannot have: the report's own, else the sums over its pools."""
+    activations, weights = _sums(plan, report)
+    if isinstance(report, GenerateReport) and report.weights_bytes is not None:
+        activations, weights = report.activations_bytes, report.weights_bytes
+    memory = plan.memory
+    least = memory.band[0] if memory.band else memory.peak_bytes // _GROSS
+    do = f"see that the report is of {memory.model} as it lies in the bundle; compile that file"
+    if activations is not None and activations < least:
+        yield Finding(
+            where="activations",
+            what=f"{activations:,} bytes are used and the network needs {least:,} at least "
+            f"(estimated: {memory.peak_bytes:,})",
+            do=do,
+        )
+    own = memory.weights_bytes
+    if weights is not None and not own / _GROSS <= weights <= own * _GROSS + _SLACK:
+        yield Finding(
+            where="weights",
+            what=f"{weights:,} bytes are stored and the file has {own:,}",
+            do=do,
+        )
+
+
+def _sums(plan: Plan, report: GenerateReport | InfoReport) -> tuple[int | None, int | None]:
+    """Activations and weights by what each pool is for; None where no pool of that kind is used."""
+    flash = {
+        name.casefold()
+        for pool in plan.target.memory
+        if pool.use == "weights"
+        for name in (pool.name, pool.bank)
+    }
+    stored = sum(pool.used_bytes for pool in report.pools if pool.pool.casefold() in flash)
+    rest = sum(pool.used_bytes for pool in report.pools) - stored
+    return rest, stored or None

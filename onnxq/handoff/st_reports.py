@@ -22,12 +22,14 @@ from onnxq.artifacts import (
     ValidateReport,
 )
 from onnxq.errors import UsageError
+from onnxq.handoff.st_values import models_in, strings_in, values_in
 
 __all__ = ["StReport", "parse_generate", "parse_info", "parse_validate", "read_report"]
 
 StReport: TypeAlias = GenerateReport | InfoReport | ValidateReport
 _METRICS = ("acc", *ST_METRICS)
 _SCHEMA = "2."
+_REPORT_IT = "report it together with the version of the tool"
 _UNIT_BYTES = {
     "b": 1,
     "kb": 1024,
@@ -52,6 +54,10 @@ _TOTAL = re.compile(
     re.I,
 )
 _POOL = re.compile(rf"^\s*(\w+)\s*(?:\[[^\]]*\])?\s*:\s*{_AMOUNT}\s*/\s*{_AMOUNT}", re.M)
+_TOTALS = re.compile(
+    rf"^\s*Total\s*:\s*{_AMOUNT}\s*--\s*weights\s*:\s*{_AMOUNT}\s*activations\s*:\s*{_AMOUNT}",
+    re.I | re.M,
+)
 _RANGE = re.compile(r"^\s*\w+\s*\[\s*0x[^\]]*\].*$", re.M)
 _PAIR = re.compile(rf"\b({'|'.join(_METRICS)})\s*=\s*({_NUMBER}%?|n\.a\.|nan|inf)", re.I)
 _HEAD = re.compile(r"^\s*output\s+((?:\w+\s+)*?cos)\b", re.I | re.M)
@@ -68,7 +74,8 @@ def read_report(path: Path) -> StReport:
     try:
         text = path.read_text(encoding="utf-8", errors="strict")
     except (OSError, UnicodeDecodeError) as fault:
-        raise UsageError(f"cannot be read: {fault}", where=str(path)) from fault
+        do = "check the path, or let the tool write it again"
+        raise UsageError(f"cannot be read: {fault}", where=str(path), do=do) from fault
     if text.lstrip().startswith("{"):
         return parse_info(text, path.name)
     if _PAIR.search(text) or _HEAD.search(text):
@@ -110,8 +117,13 @@ def parse_generate(text: str, file: str) -> GenerateReport:
         )
     for line in _RANGE.findall(text):
         if not _POOL.match(line):
-            raise UsageError(f"the line `{line.strip()}` of a pool cannot be read", where=file)
+            raise UsageError(
+                f"the line `{line.strip()}` of a pool cannot be read",
+                where=file,
+                do=_REPORT_IT,
+            )
     _refuse_miscounted(text, epochs, file)
+    totals = _TOTALS.search(text)
     return GenerateReport(
         file=file,
         tool_version=_first_in(text, _VERSION),
@@ -119,6 +131,10 @@ def parse_generate(text: str, file: str) -> GenerateReport:
         model_format=_first_in(text, _FORMAT),
         epochs=epochs,
         pools=pools,
+        models=models_in(text),
+        values=values_in(text),
+        weights_bytes=_bytes_of(*totals.group(3, 4)) if totals else None,
+        activations_bytes=_bytes_of(*totals.group(5, 6)) if totals else None,
     )
 
 
@@ -159,6 +175,7 @@ def parse_info(text: str, file: str) -> InfoReport:
         ),
         pools=tuple(CompiledPool(pool=pool, used_bytes=size) for pool, size in used.items()),
         buffers=len(buffers),
+        models=models_in("\n".join(strings_in(data))),
     )
 
 
@@ -172,7 +189,13 @@ def parse_validate(text: str, file: str) -> ValidateReport:
             where=file,
             do="give the report that `stedgeai validate` writes",
         )
-    return ValidateReport(file=file, tool_version=_first_in(text, _VERSION), outputs=outputs)
+    return ValidateReport(
+        file=file,
+        tool_version=_first_in(text, _VERSION),
+        outputs=outputs,
+        models=models_in(text),
+        values=values_in(text),
+    )
 
 
 # --- text ---------------------------------------------------------------------------------------
@@ -250,7 +273,7 @@ def _entries(data: Mapping[str, Any], key: str, file: str) -> list[dict[str, Any
         raise UsageError(
             f"holds no list of `{key}`; it has {', '.join(sorted(data)) or 'nothing'}",
             where=file,
-            do="report it together with the version of the tool",
+            do=_REPORT_IT,
         )
     return held
 
@@ -262,7 +285,7 @@ def _first_of(entry: Mapping[str, Any], keys: tuple[str, ...], file: str) -> Any
     raise UsageError(
         f"an entry has none of {', '.join(keys)}; it has {', '.join(sorted(entry))}",
         where=file,
-        do="report it together with the version of the tool",
+        do=_REPORT_IT,
     )
 
 
@@ -272,7 +295,9 @@ def _runs(word: object, file: str) -> Literal["hardware", "software"]:
             return "hardware"
         case "SW" | "SOFTWARE" | "CPU":
             return "software"
-    raise UsageError(f"an epoch runs on `{word}`", where=file, do="HW and SW are known")
+    raise UsageError(
+        f"an epoch runs on `{word}`", where=file, do=f"HW and SW are known: {_REPORT_IT}"
+    )
 
 
 def _cycles_of(epoch: Mapping[str, Any], file: str) -> int | None:
@@ -288,7 +313,8 @@ def _cycles_of(epoch: Mapping[str, Any], file: str) -> int | None:
 def _whole(value: object, file: str) -> int:
     if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
         return int(value)
-    raise UsageError(f"`{value}` stands where a whole number is due", where=file)
+    what = f"`{value}` stands where a whole number is due"
+    raise UsageError(what, where=file, do=_REPORT_IT)
 
 
 def _tool_version(data: Mapping[str, Any]) -> str:

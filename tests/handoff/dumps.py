@@ -8,6 +8,7 @@ import onnx
 
 from handoff.records import N6, samples
 from handoff.runtime_integers import runtime_integers
+from onnxq.artifacts import FileFacts, Manifest, PartFacts
 from onnxq.graph import load_model
 from onnxq.handoff.dump import KnownLayers, known_layers
 from onnxq.handoff.stage import hand_off
@@ -51,6 +52,17 @@ def save(path: Path, layers: Mapping[str, np.ndarray]) -> Path:
     """The layers as ``.npz``."""
     np.savez(path, **layers)
     return path
+
+
+def manifest_of(*parts: tuple[str, str]) -> Manifest:
+    """The manifest of parts, each a name and its file's path in the bundle."""
+    facts = [
+        PartFacts(
+            name=name, file=FileFacts(name=file, sha256="", size_bytes=1), inputs=(), outputs=()
+        )
+        for name, file in parts
+    ]
+    return Manifest(whole_sha256="", inputs=(), outputs=(), parts=tuple(facts), steps=())
 
 
 def node_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:

@@ -15,6 +15,7 @@ from handoff.dumps import (
     device,
     fed,
     maker_of,
+    manifest_of,
     node_of,
     quantizer_of,
     save,
@@ -29,6 +30,7 @@ from onnxq.handoff.dump import known_layers, read_dump
 from onnxq.handoff.dump_compare import compare_layers
 from onnxq.handoff.reference.evaluate import Reference
 from onnxq.samples import Samples
+from onnxq.store import save_record
 
 TENSORS = ["image", "r", "p", "c", "s", "g", "f", "scores"]
 
@@ -181,8 +183,12 @@ def test_a_folder_without_layers_or_with_another_model_is_no_bundle(bundle, tmp_
     with pytest.raises(StoreError, match=r"holds no layers\.npz"):
         known_layers(tmp_path)
     (tmp_path / "spatial").mkdir()
-    (tmp_path / "spatial" / "layers.npz").write_bytes((bundle / "layers.npz").read_bytes())
-    with pytest.raises(StoreError, match=r"give the folder of one part: .*spatial"):
+    (tmp_path / "ort-x86").mkdir()
+    for folder in ("spatial", "ort-x86"):
+        (tmp_path / folder / "layers.npz").write_bytes((bundle / "layers.npz").read_bytes())
+    manifest = manifest_of(("spatial", "spatial/spatial.onnx"), ("a", "a/a.onnx"))
+    save_record(manifest, tmp_path / "pipeline.json")
+    with pytest.raises(StoreError, match=r"give the folder of one part: \S*spatial, \S*a$"):
         known_layers(tmp_path)
     for file in bundle.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from handoff.dumps import manifest_of
 from handoff.records import report_of, samples
 from handoff.test_st_reports import GENERATE, INFO, VALIDATE
 from onnxq.artifacts import LayerDistance
 from onnxq.cli import main
+from onnxq.errors import StaleRecordError
+from onnxq.handoff.contract import Contract
 from onnxq.handoff.st_compare import departures, plan_of
 from onnxq.handoff.st_reports import parse_generate, parse_info, parse_validate
+from onnxq.handoff.st_values import refuse_another_model
 from onnxq.handoff.stage import hand_off
-from onnxq.store import save_record
+from onnxq.store import load_record, save_record
 from onnxq.target import load_target
 
 N6 = load_target("stm32n6")
@@ -120,6 +124,93 @@ def test_a_report_without_a_version_is_not_taken_for_the_right_one(plan):
     assert "names no version" in departure.what
 
 
+@pytest.mark.parametrize("used", ["0.250 kB", "0  B"])
+def test_fewer_activations_than_the_network_needs_are_told(plan, used):
+    text = GENERATE.replace("activations:      0.594 kB\n", f"activations:      {used}\n")
+    (departure,) = found(plan, text)
+    assert departure.where == "activations"
+    assert f"needs {plan.memory.band[0]:,} at least" in departure.what
+    assert plan.memory.band[0] < 3 * 8 * 8 + 6 * 8 * 8 < plan.memory.band[1]  # image and `r`
+
+
+@pytest.mark.parametrize("stored", ["0.100 kB", "6.000 kB"])
+def test_weights_that_are_not_the_files_are_told(plan, stored):
+    text = GENERATE.replace(
+        "-- weights:      0.396 kB                  act",
+        f"-- weights:      {stored}                  act",
+    )
+    (departure,) = found(plan, text)
+    assert departure.where == "weights"
+    assert "and the file has 277" in departure.what
+
+
+def test_c_info_tells_of_memory_that_the_network_cannot_have(plan):
+    text = INFO.replace("384", "38").replace("162", "16200")
+    told = departures(plan, parse_info(text, "c.json"))
+    assert [departure.where for departure in told] == ["activations", "weights"]
+
+
+# --- the model ----------------------------------------------------------------------------------
+
+IMAGE, SCORES = "int8(1x3x8x8), 192", "int8(1x4), 4 B"
+
+
+@pytest.fixture(scope="module")
+def told(bundle):
+    return load_record(Contract, bundle / "contract.json")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("net_int8.onnx\ntype", "other.onnx\ntype", "it names other.onnx, not net_int8.onnx"),
+        (IMAGE, "int8(1x3x9x9), 243", "inputs are int8.1x3x9x9., the contract's float32/int8/"),
+        (IMAGE, "int16(1x3x8x8), 384", "inputs are int16"),
+        (SCORES, "int8(1x5), 5 B", "outputs are int8.1x5."),
+    ],
+)
+def test_a_generate_report_of_another_model_is_refused(told, old, new, said):
+    assert old in GENERATE
+    with pytest.raises(StaleRecordError, match=f"report of another model: .*{said}") as refused:
+        refuse_another_model(parse_generate(GENERATE.replace(old, new), "r.txt"), told)
+    assert refused.value.do
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["int8(1x3x8x8)", "f32(1x3x8x8)", "uint8(1x8x8x3)", "s8(1 x 8 x 8 x 3)", "int8(3x8x8)"],
+)
+def test_the_types_and_layouts_that_the_options_allow_are_the_same_model(told, form):
+    text = GENERATE.replace("int8(1x3x8x8)", form)
+    assert refuse_another_model(parse_generate(text, "r.txt"), told)
+
+
+def test_a_report_with_another_number_of_inputs_is_refused(told):
+    line = next(line for line in GENERATE.splitlines() if line.startswith("input 1/1"))
+    two = "\n".join([line.replace("1/1", "1/2"), line.replace("1/1", "2/2")])
+    with pytest.raises(StaleRecordError, match="inputs are"):
+        refuse_another_model(parse_generate(GENERATE.replace(line, two), "r.txt"), told)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("   net_int8.onnx", "   C:\\nets\\n.onnx"), ("int8(1x4)", "int8(1x7)")]
+)
+def test_a_validate_report_of_another_model_is_refused(told, old, new):
+    assert refuse_another_model(parse_validate(VALIDATE, "v.txt"), told)
+    with pytest.raises(StaleRecordError, match="report of another model"):
+        refuse_another_model(parse_validate(VALIDATE.replace(old, new), "v.txt"), told)
+
+
+def test_c_info_that_names_another_file_is_refused(told):
+    assert not refuse_another_model(parse_info(INFO, "c.json"), told)
+    for name in ("net_int8.onnx", "/a folder/net_int8.onnx"):
+        text = INFO.replace('"environment": {', f'"environment": {{"model": "{name}", ')
+        assert refuse_another_model(parse_info(text, "c.json"), told)
+    text = INFO.replace('"environment": {', '"environment": {"arguments": "-m x/other.onnx -O3", ')
+    with pytest.raises(StaleRecordError, match=r"it names other\.onnx"):
+        refuse_another_model(parse_info(text, "c.json"), told)
+
+
 # --- the command --------------------------------------------------------------------------------
 
 
@@ -165,11 +256,45 @@ def test_a_part_is_judged_in_its_own_folder_and_the_whole_points_there(bundle, t
     (part / "bundle.json").replace(whole / "bundle.json")
     top = json.loads((part / "contract.json").read_text()) | {"model": "pipeline.json"}
     write(whole, "contract.json", json.dumps(top))
+    shutil.copytree(part, whole / "ort-x86")  # the whole for another target is no part
+    save_record(manifest_of(("Body", "Body/net_int8.onnx")), whole / "pipeline.json")
     report = write(tmp_path, "r.txt", GENERATE)
     assert run(capsys, part, report)[0] == 0
     code, result = run(capsys, whole, report)
     assert code == 2
-    assert str(part) in result["error"]["do"]
+    assert result["error"]["do"] == f"give the folder of that part: {part}"
+
+
+def test_a_report_of_another_model_is_not_judged(bundle, tmp_path, capsys):
+    report = write(tmp_path, "r.txt", GENERATE.replace("net_int8.onnx", "other.onnx"))
+    code, result = run(capsys, bundle, report)
+    assert (code, result["error"]["kind"]) == (2, "StaleRecordError")
+    assert "report of another model" in result["error"]["what"]
+
+
+def test_a_bundle_that_is_not_for_st_is_not_judged(nets, tmp_path, capsys):
+    hand_off(
+        model=nets["ort-x86"], target=load_target("ort-x86"), folder=tmp_path / "bundle",
+        samples=samples(), allow_unverified=True,
+    )  # fmt: skip
+    code, result = run(capsys, tmp_path / "bundle", write(tmp_path, "r.txt", GENERATE))
+    assert code == 2
+    assert "handed off for ort-x86, which ST's tool does not compile" in result["error"]["what"]
+    assert "stm32n6" in result["error"]["do"]
+
+
+def test_a_report_that_names_no_model_is_said_to(bundle, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["compare-st", str(bundle), str(write(tmp_path, "c.json", INFO))])
+    assert "names no model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["none.txt", "latin.txt"])
+def test_a_report_that_cannot_be_read_says_what_to_do(bundle, tmp_path, capsys, name):
+    (tmp_path / "latin.txt").write_bytes(b"\xff\xfe\xe9")
+    code, result = run(capsys, bundle, tmp_path / name)
+    assert code == 2
+    assert "check the path" in result["error"]["do"]
 
 
 def test_a_model_that_was_changed_after_the_hand_off_is_not_judged(bundle, tmp_path, capsys):
