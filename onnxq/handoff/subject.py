@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import onnx
 import onnx_ir as ir
 
-from onnxq.graph import WEIGHTED, constant_of, dims_of, values_of, with_batch_of_one
+from onnxq.graph import WEIGHTED, constant_of, dims_of, values_of
+from onnxq.handoff.computed_shapes import with_computed_shapes
 from onnxq.qdq import DEQUANTIZE, QUANTIZE
 from onnxq.target import Target, TargetRule
 
@@ -139,7 +140,7 @@ def subject_of(model: ir.Model | onnx.ModelProto, target: Target, file_name: str
         for value in inputs
         if any(not isinstance(dim, int) for dim in value.shape)
     }
-    return Subject(ir.from_proto(with_batch_of_one(proto)), target, file_name, free)
+    return Subject(ir.from_proto(with_computed_shapes(proto)), target, file_name, free)
 
 
 def at_node(node: ir.Node, what: str, rewrite: str | None = "") -> Fault:
