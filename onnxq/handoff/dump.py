@@ -25,6 +25,7 @@ __all__ = ["Dump", "KnownLayers", "known_layers", "part_folders", "read_dump"]
 Array = Shaped[np.ndarray, "..."]
 ON_GRID = 1e-3  # steps that a real value may lie off its grid by the rounding of float32
 _RAW = frozenset({".bin", ".raw", ".dat"})
+_TURNED = "turned, as its channels are last"
 _LONG = ("tensor", "index", "value")
 
 
@@ -42,11 +43,15 @@ class KnownLayers:
 @dataclass(frozen=True)
 class Dump:
     """Integers of a device, by layer, in the shape of the bundle's. ``unknown`` are names of the
-    file that belong to no layer; ``notes`` say how numbers were read where that is not plain."""
+    file that belong to no layer; ``notes`` say how numbers were read where that is not plain.
+    ``ambiguous`` are layers whose shape is the same with the channels first and last: read as the
+    graph has them, channels first. ``turned``: another's shape had the channels last."""
 
     integers: Mapping[str, Int64[np.ndarray, "..."]]
     unknown: tuple[str, ...]
     notes: tuple[str, ...]
+    ambiguous: frozenset[str] = frozenset()
+    turned: bool = False
 
 
 def known_layers(bundle: Path) -> KnownLayers:
@@ -124,12 +129,22 @@ def read_dump(path: Path, known: KnownLayers) -> Dump:
             do="give .npz, .csv, or .bin / .raw / .dat",
         )
     names = _matched(list(arrays), arrays, known, path)
-    integers, notes = {}, []
+    integers, notes, ambiguous = {}, [], set()
     for key, layer in names.items():
         integers[layer.name], note = _as_integers(arrays[key], layer, known, f"{path}: `{key}`")
         notes += [note] if note else []
+        shape = known.integers[layer.name].shape
+        if arrays[key].ndim >= len(shape) - 1 > 1 and _channels_last(shape) == shape:
+            ambiguous.add(layer.name)
     unknown = tuple(key for key in arrays if key not in names)
-    return Dump(integers, unknown, tuple(notes))
+    return Dump(
+        integers, unknown, tuple(notes), frozenset(ambiguous), any(_TURNED in n for n in notes)
+    )
+
+
+def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the same numbers with the channels, axis 1, at the end."""
+    return (shape[0], *shape[2:], shape[1]) if len(shape) > 2 else shape
 
 
 def _arrays_of(path: Path) -> dict[str, Array]:
@@ -151,14 +166,16 @@ def _table(path: Path) -> dict[str, Array]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as fault:
-        raise DataError(f"cannot be read: {fault}", where=str(path)) from fault
+        do = "write it again, as UTF-8 text"
+        raise DataError(f"cannot be read: {fault}", where=str(path), do=do) from fault
     words: dict[str, list[str]] = {}
     if rows and tuple(cell.strip().lower() for cell in rows[0]) == _LONG:
         words = _long_table(rows[1:], path)
     else:
         for number, (name, *cells) in enumerate(rows, start=1):
             if name.strip() in words:
-                raise DataError(f"line {number} names `{name}` again", where=str(path))
+                what, do = f"line {number} names `{name}` again", "write each layer in one line"
+                raise DataError(what, where=str(path), do=do)
             words[name.strip()] = cells
     return {name: _numbers(cells, f"{path}: `{name}`") for name, cells in words.items()}
 
@@ -168,11 +185,19 @@ def _long_table(rows: Sequence[Sequence[str]], path: Path) -> dict[str, list[str
     found: dict[str, dict[int, str]] = {}
     for number, row in enumerate(rows, start=2):
         if len(row) != len(_LONG) or not row[1].strip().isdecimal():
-            raise DataError(f"line {number} is no `tensor,index,value`", where=str(path))
+            raise DataError(
+                f"line {number} is no `tensor,index,value`",
+                where=str(path),
+                do="write three cells a line, the index a whole number from 0",
+            )
         found.setdefault(row[0].strip(), {})[int(row[1])] = row[2]
     for name, cells in found.items():
         if sorted(cells) != list(range(len(cells))):
-            raise DataError(f"the indices of `{name}` are not 0…{len(cells) - 1}", where=str(path))
+            raise DataError(
+                f"the indices of `{name}` are not 0…{len(cells) - 1}",
+                where=str(path),
+                do="write every number of the layer, counted from 0 in the order of its memory",
+            )
     return {name: [cells[at] for at in range(len(cells))] for name, cells in found.items()}
 
 
@@ -184,7 +209,8 @@ def _numbers(cells: Sequence[str], where: str) -> Array:
             return np.array([int(cell) for cell in filled], np.int64)
         return np.array([float(cell) for cell in filled])
     except ValueError as fault:
-        raise DataError(f"holds no numbers: {fault}", where=where) from fault
+        do = "write the layer's name, then its numbers, with commas between and a decimal point"
+        raise DataError(f"holds no numbers: {fault}", where=where, do=do) from fault
 
 
 def _raw(path: Path, known: KnownLayers) -> dict[str, Int64[np.ndarray, "..."]]:
@@ -223,13 +249,23 @@ def _matched(
     for key, layer in found.items():
         other = next((k for k, one in found.items() if one is layer and k != key), None)
         if other is not None:
-            raise DataError(f"`{key}` and `{other}` are the same layer", where=str(path))
+            raise DataError(
+                f"`{key}` and `{other}` are the same layer",
+                where=str(path),
+                do="leave one of them out, or name it as LAYERS.md does",
+            )
     if found:
         return found
     sizes = [known.integers[layer.name].size for layer in known.layers]
     if [arrays[key].size for key in keys] == sizes:
         return dict(zip(keys, known.layers, strict=True))
-    first = keys[0] if keys else ""
+    if not keys:
+        raise DataError(
+            "holds no layer: it is empty",
+            where=str(path),
+            do="write an array for each layer, named by tensor or node as in layers.npz",
+        )
+    first = keys[0]
     raise DataError(
         f"holds no layer of the bundle: {nearest(first, exact)}",
         where=f"{path}: `{first}`",
@@ -251,9 +287,14 @@ def _as_integers(
             f"has {array.size} numbers of shape {list(array.shape)}; the layer `{layer.name}` has "
             f"{like.size} of shape {list(like.shape)}",
             where=where,
+            do="dump the whole layer for one sample, or give the dump of this model",
         )
     if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-        raise DataError("holds something else than finite numbers", where=where)
+        raise DataError(
+            "holds something else than finite numbers",
+            where=where,
+            do="dump the layer's integers, or its real values without nan and inf",
+        )
     note, numbers = "", array
     if array.dtype.kind == "f":
         places = array.astype(np.float64) / np.float64(np.float32(layer.grid.scale))
@@ -265,9 +306,9 @@ def _as_integers(
             numbers = steps + layer.grid.zero_point
             note = f"`{layer.name}`: read as real values of scale {layer.grid.scale!r}"
     numbers = numbers.astype(np.int64)
-    last = (like.shape[0], *like.shape[2:], like.shape[1]) if like.ndim > 2 else like.shape
+    last = _channels_last(like.shape)
     shape = array.shape if array.ndim == like.ndim else (1, *array.shape)
     if shape == last != like.shape:
         note = f"{note}; " if note else f"`{layer.name}`: "
-        return np.moveaxis(numbers.reshape(last), -1, 1), f"{note}turned, as its channels are last"
+        return np.moveaxis(numbers.reshape(last), -1, 1), f"{note}{_TURNED}"
     return numbers.reshape(like.shape), note

@@ -27,7 +27,8 @@ class Departure:
 
     ``steps`` and ``differing`` (a share) are against the bundle's integers; ``own_steps`` and
     ``own_differing`` against the integer reference given the device's own integers before this
-    layer, None where there is no reference. Verdicts: ``equal`` to the bundle's; ``follows``
+    layer, None where there is no reference. ``turned`` says that the layer's numbers lie with the
+    channels last, which its shape did not tell. Verdicts: ``equal`` to the bundle's; ``follows``
     exactly from the device's own integers before it; ``rounding``: each integer is one of the two
     around the exact value, or, behind layers that the dump does not hold, no further off than
     roundings alone are; ``departs``.
@@ -41,6 +42,7 @@ class Departure:
     own_differing: float | None
     says: tuple[str, ...]
     integers: Int64[np.ndarray, "..."]
+    turned: bool = False
 
 
 def compare_layers(known: KnownLayers, dump: Dump) -> Iterator[Departure]:
@@ -55,30 +57,42 @@ def compare_layers(known: KnownLayers, dump: Dump) -> Iterator[Departure]:
         reference, refusal = None, str(fault)
     given: dict[str, Array] = {}
     touched: set[str] = set()
-    searching = True
+    searching, last = True, dump.turned
     for layer in known.layers:
-        same = np.asarray(known.integers[layer.name])
         if layer.name not in dump.integers:
             if touched.intersection(layer.sources):
                 touched.add(layer.name)
             else:
-                given[layer.name] = same
+                given[layer.name] = np.asarray(known.integers[layer.name])
             continue
         got = dump.integers[layer.name]
-        if np.array_equal(got, same):
-            found = Departure(layer, "equal", 0, 0.0, None, None, (), got)
-        elif reference is None:
-            found = _unjudged(layer, got, same, refusal)
-        else:
-            found = _judged(known, reference, layer, given, got, searching)
+        seen = {name: given[name] for name in dump.integers if name in given}
+        tried = []
+        for integers in _readings(got, ambiguous=layer.name in dump.ambiguous, last=last):
+            found = _judged(known, reference or refusal, layer, given, integers, searching)
+            if found.verdict == "departs":
+                found = _in_sight(found, known, seen, judged=reference is not None)
+            tried.append(replace(found, turned=integers is not got))
+            if found.verdict != "departs":
+                break
+        found = tried[-1] if tried[-1].verdict != "departs" else tried[0]
+        last = last or found.turned
         if found.verdict != "equal":
             touched.add(layer.name)
-        if found.verdict == "departs":
-            seen = {name: given[name] for name in dump.integers if name in given}
-            found = _in_sight(found, known, seen, judged=reference is not None)
         searching = searching and found.verdict != "departs"
-        given[layer.name] = got
+        given[layer.name] = found.integers
         yield found
+
+
+def _readings(
+    got: Int64[np.ndarray, "..."], *, ambiguous: bool, last: bool
+) -> tuple[Int64[np.ndarray, "..."], ...]:
+    """A layer's integers as they may lie, the likelier first: ``last`` if others of the dump have
+    their channels last."""
+    if not ambiguous:
+        return (got,)
+    turned = np.moveaxis(got, -1, 1)
+    return (turned, got) if last else (got, turned)
 
 
 def _in_sight(
@@ -129,14 +143,22 @@ def _unjudged(layer: Layer, got: Array, same: Array, refusal: str) -> Departure:
 
 def _judged(
     known: KnownLayers,
-    reference: Reference,
+    reference: Reference | str,
     layer: Layer,
     given: Mapping[str, Array],
     got: Int64[np.ndarray, "..."],
     searching: bool,
 ) -> Departure:
-    """A layer that is not the bundle's, judged by the reference of the integers before it."""
-    away = np.abs(got - known.integers[layer.name].astype(np.int64))
+    """A layer, judged by the reference of the integers before it if it is not the bundle's.
+
+    A text in place of the reference says why there is none.
+    """
+    same = np.asarray(known.integers[layer.name])
+    if np.array_equal(got, same):
+        return Departure(layer, "equal", 0, 0.0, None, None, (), got)
+    if isinstance(reference, str):
+        return _unjudged(layer, got, same, reference)
+    away = np.abs(got - same.astype(np.int64))
     right = reference.layer(layer.name, known.inputs, given)
     own = np.abs(got - right.integers)
     share = float((own > 0).mean())

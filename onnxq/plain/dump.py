@@ -21,7 +21,9 @@ def compare_dump(bundle: Path, dump: Path, progress: Progress = silent) -> DumpC
     """
     known = known_layers(bundle)
     given = read_dump(dump, known)
-    departures = progress(compare_layers(known, given), "comparing layers", len(given.integers))
+    departures = tuple(
+        progress(compare_layers(known, given), "comparing layers", len(given.integers))
+    )
     layers = tuple(_row(departure, known) for departure in departures)
     departed = next((row for row in layers if row.verdict == "departs"), None)
     differing = next((row for row in layers if row.verdict != "equal"), None)
@@ -35,8 +37,17 @@ def compare_dump(bundle: Path, dump: Path, progress: Progress = silent) -> DumpC
         layers=layers,
         missing=missing,
         unknown=given.unknown,
-        notes=given.notes,
+        notes=(*given.notes, *_turned(departures)),
     )
+
+
+def _turned(departures: Sequence[Departure]) -> Sequence[str]:
+    return [
+        f"`{one.layer.name}`: turned, as its numbers fit with the channels last; its shape "
+        f"{list(one.integers.shape)} does not tell"
+        for one in departures
+        if one.turned
+    ]
 
 
 def _row(departure: Departure, known: KnownLayers) -> DumpLayer:

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from onnxq.artifacts import Bundle, Origin
+from onnxq.errors import DataError
 from onnxq.plain.judge import REPORT, hand_off_file
+from onnxq.plugins import is_reference
 
 __all__ = ["hand_off_again"]
 
@@ -12,8 +14,15 @@ def hand_off_again(folder: Path, bundle: Bundle, origin: Origin, output: Path) -
     """Hand off the model in ``folder`` once more, into ``output``, with the report that is there.
 
     The model itself is taken as it is: nothing says what it was quantized from. Raises as
-    ``hand_off_file`` does; DataError if the samples are not there any more.
+    ``hand_off_file`` does; DataError if the samples are not found from the current folder.
     """
+    samples = origin.source
+    if samples and not is_reference(samples) and not Path(samples).exists():
+        raise DataError(
+            f"its samples {samples} are not found from this folder",
+            where=str(folder),
+            do="run it where the bundle was made: the path of a plain file's samples begins there",
+        )
     report = folder / "report"
     return hand_off_file(
         folder / bundle.model.name,

@@ -168,6 +168,30 @@ def test_a_plain_files_bundle_is_handed_off_again(tiny, onnxq, tmp_path, with_da
     assert ("samples `eval.npz`: is not what it was then" in other.out) == with_data
 
 
+def test_samples_that_are_not_found_are_looked_for_where_the_bundle_was_made(
+    tiny, onnxq, tmp_path, monkeypatch
+):
+    from tiny.system import evaluation
+
+    assert onnxq(*tiny.arguments("--to", "quantize")).code == 0
+    samples = evaluation()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    np.savez(tmp_path / "here" / "eval.npz", picture=samples.inputs["picture"])
+    model, bundle = tiny.build / "quantize" / "int8.onnx", tmp_path / "bundle"
+    monkeypatch.chdir(tmp_path / "here")
+    made = onnxq(
+        "handoff", model, "--data", "eval.npz", "-o", bundle, "--allow-unverified",
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path / "there")
+    ended = onnxq("rebuild", bundle)
+
+    assert (made.code, ended.code) == (0, 2), made.err
+    said = " ".join(ended.err.split())
+    assert "its samples eval.npz are not found from this folder" in said
+    assert "run it where the bundle was made" in said
+
+
 @pytest.mark.parametrize("content", [None, "{}"])
 def test_a_folder_that_is_no_bundle_ends_with_two(onnxq, tmp_path, content):
     if content is not None:

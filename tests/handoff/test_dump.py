@@ -29,6 +29,7 @@ from onnxq.errors import DataError, StaleRecordError, StoreError
 from onnxq.handoff.dump import known_layers, read_dump
 from onnxq.handoff.dump_compare import compare_layers
 from onnxq.handoff.reference.evaluate import Reference
+from onnxq.plain.dump import compare_dump
 from onnxq.samples import Samples
 from onnxq.store import save_record
 
@@ -160,7 +161,7 @@ def test_an_array_whose_shape_has_the_channels_last_is_turned(bundle, right, tmp
         ("d.csv", b"tensor,index,value\nscores,0,1\nscores,2,1", "indices of `scores` are not 0"),
         ("d.csv", b"tensor,index,value\nscores,a,1", "line 2 is no `tensor,index,value`"),
         ("d.csv", b"\xff\xfe", "cannot be read"),
-        ("d.csv", b"", "holds no layer"),
+        ("d.csv", b"", "holds no layer: it is empty"),
         ("d.csv", b"scores,1,2,3,4\nn7,1,2,3,4", "are the same layer"),
     ],
 )
@@ -168,8 +169,15 @@ def test_what_cannot_be_read_is_said(bundle, tmp_path, name, content, said):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=said) as refused:
         read_dump(path, known_layers(bundle))
+    assert refused.value.do
+
+
+def test_an_empty_npz_is_called_empty(bundle, tmp_path):
+    with pytest.raises(DataError, match="holds no layer: it is empty") as refused:
+        read_dump(save(tmp_path / "d.npz", {}), known_layers(bundle))
+    assert "an array for each layer" in refused.value.do
 
 
 def test_a_pickle_is_never_loaded(bundle, tmp_path):
@@ -196,6 +204,56 @@ def test_a_folder_without_layers_or_with_another_model_is_no_bundle(bundle, tmp_
         file.write(b"\0")
     with pytest.raises(StaleRecordError, match=r"not the file that layers\.npz was made from"):
         known_layers(tmp_path)
+
+
+# --- a shape that does not tell where the channels are ------------------------------------------
+
+CUBE = """<ir_version: 8, opset_import: ["" : 17]>
+cube (float[1,6,6,6] x) => (float[1,8,6,6] y) {
+    a = Conv <pads=[1,1,1,1]> (x, w)
+    b = Relu (a)
+    y = Conv <pads=[1,1,1,1]> (b, v)
+}"""
+
+
+@pytest.fixture(scope="module")
+def cube(tmp_path_factory):
+    """A bundle whose input and first layer have as many channels as rows and columns."""
+    folder, rows = tmp_path_factory.mktemp("cube"), normal(6, 6, 6, 6, size=1.0)
+    given = [{"x": row[np.newaxis]} for row in rows]
+    model = quantized(folder / "q", CUBE, given, w=normal(6, 6, 3, 3), v=normal(8, 6, 3, 3))
+    return bundle_of(model, folder / "bundle", Samples("rows", {"x": rows}), X86)
+
+
+def channels_at_the_end(layers):
+    return {n: np.moveaxis(q, 1, -1) if q.ndim == 4 else q for n, q in layers.items()}
+
+
+def test_a_right_dump_with_channels_last_of_an_ambiguous_shape_is_turned(cube, tmp_path):
+    path = save(tmp_path / "d.npz", channels_at_the_end(device(cube)))
+    told = compare_dump(cube, path)
+    assert (told.verdict, {row.verdict for row in told.layers}) == ("equal", {"equal"})
+    assert sum("turned" in note for note in told.notes) == len(told.layers) == 3
+    (note,) = (note for note in told.notes if note.startswith("`x`"))
+    assert note.endswith("with the channels last; its shape [1, 6, 6, 6] does not tell")
+
+
+def test_a_fault_in_a_dump_with_channels_last_is_found_behind_the_turn(cube, tmp_path):
+    def edit(model):
+        maker = maker_of(model, node_of(model, "n0").input[0])
+        zero = constant(model, maker.input[2])
+        with_constant(model, maker, 2, (zero ^ 64).astype(zero.dtype))
+
+    path = save(tmp_path / "d.npz", channels_at_the_end(device(cube, edit)))
+    told = compare_dump(cube, path)
+    assert (told.verdict, told.first) == ("departs", told.layers[1].distance.tensor)
+    assert told.layers[0].verdict == "equal"
+    assert told.layers[2].verdict in ("follows", "rounding")
+
+
+def test_an_ambiguous_layer_that_lies_as_the_graph_has_it_is_not_turned(cube, tmp_path):
+    told = compare_dump(cube, save(tmp_path / "d.npz", device(cube)))
+    assert (told.verdict, told.notes) == ("equal", ())
 
 
 # --- what is no fault ---------------------------------------------------------------------------
