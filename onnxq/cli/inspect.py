@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from onnxq.artifacts import FusionAudit, NodeExecution, OutputDistance, TimeLedger
+from onnxq.artifacts import FusionAudit, NodeExecution, OutputDistance, TimeLedger, ValueFacts
 from onnxq.cli.console import Screen, command_options
 from onnxq.cli.flags import path_type
 from onnxq.cli.saturation import say_saturation
-from onnxq.errors import EXIT_PASSED, EXIT_WORSE, DataError
+from onnxq.errors import EXIT_PASSED, EXIT_WORSE, DataError, UsageError
 from onnxq.target import Target, load_target
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def inspect(model: Path, target: str, screen: Screen, **options: Any) -> int:
     for value in (*inputs, *outputs):
         screen.say(f"  {value.name}: {value.dtype} {list(value.shape)}")
     quantized = any(node.op_type == "DequantizeLinear" for node in proto.graph.node)
+    _refuse_unused(model, inputs, options, quantized=quantized)
     facts: dict[str, Any] = {
         "inputs": [v.model_dump(mode="json") for v in inputs],
         "outputs": [v.model_dump(mode="json") for v in outputs],
@@ -78,6 +79,45 @@ def inspect(model: Path, target: str, screen: Screen, **options: Any) -> int:
         facts |= _of_fp32(model, profile, screen)
     screen.result({"exit_code": code, **facts})
     return code
+
+
+def _refuse_unused(
+    model: Path, inputs: Sequence[ValueFacts], options: Mapping[str, Any], *, quantized: bool
+) -> None:
+    """Raise UsageError for samples or an FP32 model that could not be used."""
+    from onnxq.graph import load_model, values_of
+
+    for name in ("data", "fp32"):
+        if options[name] is not None and not quantized:
+            raise UsageError(
+                f"{model.name} is no quantized file, and is not run",
+                where=f"--{name}",
+                do="give the quantized file first, or leave the option out",
+            )
+    if options["fp32"] is None:
+        return
+    others = {value.name: value for value in values_of(load_model(options["fp32"]))[0]}
+    wanted = {value.name: value for value in inputs}
+    for name in wanted.keys() | others.keys():
+        mine, other = wanted.get(name), others.get(name)
+        if mine is None or other is None or not _is_alike(mine, other):
+            raise UsageError(
+                f"its inputs are {_listed(others)}, those of {model.name} are {_listed(wanted)}",
+                where=f"--fp32 {options['fp32'].name}",
+                do=f"give the FP32 model that {model.name} was made from",
+            )
+
+
+def _is_alike(mine: ValueFacts, other: ValueFacts) -> bool:
+    """Whether one sample fits both; a free dimension fits any number."""
+    pairs = zip(mine.shape, other.shape, strict=False)
+    return (mine.dtype, len(mine.shape)) == (other.dtype, len(other.shape)) and all(
+        a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in pairs
+    )
+
+
+def _listed(values: Mapping[str, ValueFacts]) -> str:
+    return ", ".join(f"`{v.name}` {v.dtype} {list(v.shape)}" for v in values.values())
 
 
 # --- a quantized file for a compiler ------------------------------------------------------------
@@ -277,7 +317,8 @@ def _say_answer(model: Path, facts: Mapping[str, Any], screen: Screen) -> None:
     """Why it is not as fast as it could be, with the line to change."""
     floating = [node for node in facts["nodes"] if node["runs"] == "float"]
     if not floating:
-        screen.say(f"{model.name}: nothing of it runs in float", style="bold")
+        cause = _cause_of_slowness(facts.get("time"))
+        screen.say(f"{model.name}: nothing of it runs in float{cause}", style="bold")
         return
     total = facts["macs"]["total"]
     share = 1 - facts["macs"]["integer"] / total if total else 0.0
@@ -291,6 +332,17 @@ def _say_answer(model: Path, facts: Mapping[str, Any], screen: Screen) -> None:
     )
     for command in facts["remedies"]:
         screen.say(f"  → {command}", style="cyan")
+
+
+def _cause_of_slowness(time: Mapping[str, Any] | None) -> str:
+    """Why a file that is all integer is slower than in float; nothing if it is not."""
+    if time is None or time["to_float"] <= 1:
+        return ""
+    return (
+        f", and yet it takes {time['to_float']:.2f}× the time of FP32: Q/DQ is "
+        f"{time['quantizing']:.0%} and layout {time['layout']:.0%} of the time, more than the "
+        "integers of so small a network gain"
+    )
 
 
 # --- an FP32 file -------------------------------------------------------------------------------

@@ -256,3 +256,37 @@ def test_inspect_says_equal_where_fusion_changes_nothing(shell, tmp_path):
     apart = json.loads(shell(*arguments, "--json")[1])["fused_against_unfused"]
     assert apart["largest"] == 0
     assert "2 runs on zero.npz: equal" in shell(*arguments)[1]
+
+
+# --- what it is run against -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--data", "--fp32"])
+def test_inspect_of_an_fp32_model_refuses_what_it_would_not_use(shell, net, option):
+    code, _, err = shell("inspect", net.path, option, net.path)
+    assert code == 2
+    assert option in err
+    assert "is no quantized file" in err
+
+
+def test_inspect_says_that_the_fp32_model_is_another_one(shell, net, tmp_path):
+    path = net.quantize("ort-x86").path
+    (tmp_path / "other").mkdir()
+    other = wide(tmp_path / "other").path
+    code, _, err = shell("inspect", path, "--fp32", other)
+    assert code == 2
+    assert "its inputs are `x` float32 [1, 8]" in " ".join(err.split())
+    assert f"give the FP32 model that {path.name} was made from" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(1.6, True), (0.6, False)])
+def test_a_small_network_that_is_slower_hears_why(capsys, ratio, said):
+    from onnxq.cli.console import Screen
+    from onnxq.cli.inspect import _say_answer
+
+    screen = Screen(as_json=False, quiet=False, verbose=False)
+    time = {"to_float": ratio, "quantizing": 0.43, "layout": 0.12}
+    _say_answer(Path("m.onnx"), {"nodes": [{"runs": "integer"}], "time": time}, screen)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "nothing of it runs in float" in out
+    assert ("1.60× the time of FP32: Q/DQ is 43% and layout 12% of the time" in out) == said
