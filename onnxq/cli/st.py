@@ -14,6 +14,7 @@ from onnxq.artifacts import (
     GenerateReport,
     InfoReport,
     LayerDistance,
+    MemoryEstimate,
     ValidateReport,
     VerificationReport,
 )
@@ -65,7 +66,7 @@ def compare_st(bundle: Path, reports: tuple[Path, ...], screen: Screen) -> int:
         if isinstance(report, ValidateReport):
             _show_metrics(screen, report, own)
         else:
-            _show_compiled(screen, report, plan.memory.internal_bytes)
+            _show_compiled(screen, report, plan.memory)
         for finding in fresh:
             screen.say(f"{finding.where}: {finding.what}", mark=f"  {_BAD}")
             screen.say(f"    → {finding.do}")
@@ -156,7 +157,7 @@ def _own_metrics(bundle: Path, contract: Contract) -> list[LayerDistance]:
 
 
 def _show_compiled(
-    screen: Screen, report: GenerateReport | InfoReport, estimate: int | None
+    screen: Screen, report: GenerateReport | InfoReport, memory: MemoryEstimate
 ) -> None:
     software = [epoch for epoch in report.epochs if epoch.runs == "software"]
     screen.say(f"  {len(report.epochs)} epochs, {len(software)} in software")
@@ -167,8 +168,9 @@ def _show_compiled(
         size = "" if pool.size_bytes is None else f"{pool.size_bytes:,}"
         table.add_row(pool.pool, f"{pool.used_bytes:,}", size)
     screen.text.print(table)
-    if estimate is not None:
-        screen.say(f"  estimated for activations on chip: {estimate:,} bytes, a lower bound")
+    if memory.internal_bytes is not None:
+        band = f" (ST's: {memory.band[0]:,} to {memory.band[1]:,})" if memory.band else ""
+        screen.say(f"  estimated for activations on chip: {memory.internal_bytes:,} bytes{band}")
     timed = sorted(
         (epoch for epoch in report.epochs if epoch.cycles), key=lambda epoch: -(epoch.cycles or 0)
     )

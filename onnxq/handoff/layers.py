@@ -27,16 +27,21 @@ __all__ = ["DEVICE_FILE", "LAYERS_FILE", "MOST_INTEGERS", "write_layers"]
 
 LAYERS_FILE, DEVICE_FILE, TEXT_FILE = "layers.npz", "device_answers.npz", "LAYERS.md"
 MOST_INTEGERS = 65_536  # of all layers together that are written as C arrays: 0.4 MB of text
+BESIDE = 1e-3  # steps from a middle within which float32 may tip a value to its other side
 CHANNELS_LAST = "chlast"  # what a target's commands say where the device takes them so
 Array = Shaped[np.ndarray, "..."]
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """How far the integer reference is from ONNX Runtime in one layer, of the same integers."""
+    """How far the integer reference is from ONNX Runtime in one layer, of the same integers.
+
+    ``middle`` is the largest distance, in steps, of a differing exact value from the middle between
+    two integers."""
 
     steps: int
     differing: int
+    middle: float = 0.0
 
 
 def write_layers(
@@ -134,7 +139,10 @@ def _judged(
         found = {}
         for layer, computed in reference.each(feed, integers):
             away = np.abs(computed.integers.astype(np.int64) - integers[layer.name])
-            found[layer.name] = _Judged(int(away.max(initial=0)), int((away > 0).sum()))
+            middle = np.abs(computed.exact % 1 - 0.5)[away > 0].max(initial=0.0)
+            found[layer.name] = _Judged(
+                int(away.max(initial=0)), int((away > 0).sum()), float(middle)
+            )
     except ModelError as fault:
         return {}, f"no integer reference: {fault}"
     return found, ""
@@ -168,7 +176,7 @@ def _text(
         told = (
             "The integer reference, given the same integers, gives the same in "
             f"{len(judged) - differing} of {len(judged)} layers"
-            f"{f'; {others}' if differing else ''}."
+            f"{f'; {others}' if differing else ''}.{_differences(layers, judged)}"
         )
     else:
         told = refusal or "There is no layer."
@@ -186,6 +194,31 @@ def _text(
         "\n```\n\nDUMP is an `.npz` (one array a tensor or node), a `.csv` (a line a tensor: its "
         "name, then its numbers), or a `.bin` / `.raw` of all layers one after the other.\n"
     )
+
+
+def _differences(layers: Sequence[Layer], judged: Mapping[str, _Judged]) -> str:
+    """A sentence on the layers in which reference and runtime differ: which, and why."""
+    near: list[str] = []
+    far: list[str] = []
+    for layer in layers:
+        one = judged.get(layer.name)
+        if one is None or not one.differing:
+            continue
+        named = f"`{layer.name}` ({layer.label}, {one.differing} of its integers)"
+        tipped = one.steps == 1 and one.middle < BESIDE
+        (near if tipped else far).append(named)
+    said = ""
+    if near:
+        said += (
+            f" They differ in {', '.join(near)}: there the exact value lies beside the middle "
+            "between two integers, and the float32 of the runtime tips it to the other side."
+        )
+    if far:
+        said += (
+            f" In {', '.join(far)} that is no such middle: the runtime's operator rounds in a way "
+            "of its own (QLinearSoftmax and QLinearAveragePool have one), or there is a fault."
+        )
+    return said
 
 
 def _header(contract: Contract, layers: Sequence[Layer], integers: Mapping[str, Array]) -> str:

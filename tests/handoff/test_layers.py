@@ -1,8 +1,10 @@
 """Every layer's integers in a bundle, judged by onnxruntime, numpy and gcc."""
 
 import json
+import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -19,6 +21,7 @@ from onnxq.handoff.contract import Contract, contract
 from onnxq.handoff.dump import known_layers, read_dump
 from onnxq.handoff.dump_compare import compare_layers
 from onnxq.handoff.layers import write_layers
+from onnxq.handoff.reference.evaluate import Reference
 from onnxq.handoff.stage import hand_off
 from onnxq.samples import Samples
 from onnxq.store import load_record, sha256_of_file
@@ -151,6 +154,45 @@ net (float[1,6,8,8] x) => (float[1,6,8,8] y) {
     b = %s (a)
     y = Conv <pads=[1,1,1,1]> (b, w)
 }"""
+
+
+def test_the_layer_where_reference_and_runtime_differ_is_named_with_the_reason(
+    tmp_path, monkeypatch
+):
+    """A layer whose exact values are made to lie at a middle, then far from one."""
+    rows = normal(4, 6, 8, 8, size=1.0)
+    given = [{"x": row[np.newaxis]} for row in rows]
+    model = quantized(tmp_path / "q", NET % "Relu", given, w=normal(6, 6, 3, 3))
+    each = Reference.each
+
+    def tipped(off):
+        def changed(self, feed, integers):
+            for layer, right in each(self, feed, integers):
+                if layer.name != "y":
+                    yield layer, right
+                    continue
+                other, exact = right.integers.astype(np.int64), right.exact.copy()
+                place = np.unravel_index(np.abs(other).argmin(), other.shape)
+                exact[place] = other[place] + 0.5 + off
+                other[place] += 1
+                yield layer, replace(right, integers=other, exact=exact)
+
+        return changed
+
+    monkeypatch.setattr(Reference, "each", tipped(1e-5))
+    text = written(tmp_path / "near", model, rows, monkeypatch)
+    (reason,) = re.findall(r"They differ in ([^.]*)\.", text)
+    assert re.search(r"`y` \(.*Conv.*, 1 of its integers\)", reason)
+    assert "beside the middle between two integers" in reason
+    assert "QLinearSoftmax" not in text
+    monkeypatch.setattr(Reference, "each", tipped(-0.3))
+    text = written(tmp_path / "far", model, rows, monkeypatch)
+    assert re.search(r"In `y` \(.*Conv.*, 1 of its integers\) that is no such middle", text)
+    assert "They differ in" not in text
+    monkeypatch.setattr(Reference, "each", each)
+    text = written(tmp_path / "none", model, rows, monkeypatch)
+    assert "no such middle" not in text
+    assert "They differ in" not in text or "others differ by at most 1 step" in text
 
 
 @pytest.mark.parametrize(("most", "there"), [(1152, False), (1536, True)])

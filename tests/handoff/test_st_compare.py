@@ -311,6 +311,7 @@ def test_people_read_what_departs_and_what_to_do(bundle, tmp_path, capsys):
         main(["compare-st", str(bundle), str(report)])
     text = capsys.readouterr().out
     assert "6 epochs, 1 in software" in text
+    assert "estimated for activations on chip: 576 bytes (ST's: 505 to 812)" in text
     assert "compiled with the profile onnxq@user_neuralart.json" in text
     assert "→" in text
     with pytest.raises(SystemExit):
