@@ -1,12 +1,14 @@
 import numpy as np
 import onnx
 import pytest
+from onnxruntime.quantization import QuantType
 
-from handoff.qdq_models import with_constants
+from handoff.qdq_models import quantized_net, with_constants
 from handoff.test_rules import N6, RELU, between, data, ended, graph
-from onnxq.errors import RecipeError, TargetRuleError, UsageError
-from onnxq.export.clean import TARGET_REWRITES
+from onnxq.errors import ModelError, RecipeError, TargetRuleError, UsageError
+from onnxq.export.clean import TARGET_REWRITES, clean
 from onnxq.handoff.check import check, refuse_broken_rules
+from onnxq.plain.convert import convert_file
 from onnxq.recipe import Waiver
 from onnxq.target import load_target, target_names
 
@@ -219,3 +221,58 @@ def _found(model: onnx.ModelProto) -> list[tuple[str, str, str]]:
         (result.rule.removeprefix("stm32n6."), result.tensor, result.rewrite)
         for result in check(model, N6, phase="any")
     ]
+
+
+# --- a rewrite that is named mends ----------------------------------------------------------------
+
+N6_REWRITES = {
+    "einsum to matmul": 'y = Einsum<equation="bij,bjk->bik">(x, x)',
+    "drop allowzero": "a = Reshape<allowzero=1>(x, rows) y = Relu(a)",
+    "simplify": "a = Shape(x) y = Reshape(x, a)",
+}
+
+
+@pytest.mark.parametrize("rewrite", N6_REWRITES)
+def test_the_cleaning_step_that_is_named_removes_the_finding(rewrite):
+    model = with_constants(
+        f'<ir_version: 9, opset_import: ["" : 17]>\n'
+        f"g (float[1,4,4] x) => (float[1,4,4] y) {{{N6_REWRITES[rewrite]}}}",
+        **({"rows": np.array([1, 4, 4])} if "rows" in N6_REWRITES[rewrite] else {}),
+    )
+    (rule,) = {r.rule for r in check(model, N6, phase="any") if r.rewrite == rewrite}
+    cleaned, _ = clean(model, 17, N6.rewrites)
+    assert rule not in {r.rule for r in check(cleaned, N6, phase="any")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "rule"),
+    [
+        (QuantType.QUInt8, "stm32n6", "activation-type"),
+        (QuantType.QInt8, "ort-x86", "signed-activation"),
+    ],
+)
+def test_convert_where_it_is_named_removes_the_finding(tmp_path, kind, target, rule):
+    path, profile = quantized_net(tmp_path, kind), load_target(target)
+    named = {r.rule: r.rewrite for r in check(onnx.load(path), profile)}
+    assert named[f"{target}.{rule}"] == "convert"
+    convert_file(path, profile, None, tmp_path / "converted.onnx")
+    after = {r.rule for r in check(onnx.load(tmp_path / "converted.onnx"), profile)}
+    assert f"{target}.{rule}" not in after
+
+
+@pytest.mark.parametrize("target", ["stm32n6", "ort-x86", "ort-arm64"])
+def test_16_bits_break_one_rule_and_name_no_conversion_as_it_would_be_refused(tmp_path, target):
+    path, profile = quantized_net(tmp_path, QuantType.QUInt16), load_target(target)
+    found = [r for r in check(onnx.load(path), profile) if "activation" in r.rule]
+    assert {r.rule for r in found} == {f"{target}.activation-type"}
+    assert {r.rewrite for r in found} == {""}
+    with pytest.raises(ModelError):
+        convert_file(path, profile, None, tmp_path / "converted.onnx")
+
+
+def test_nothing_is_named_where_nothing_mends():
+    sums = graph("y = ReduceSum<keepdims=0>(x)")
+    assert {r.rewrite for r in check(sums, N6, phase="any") if "ReduceSum" in r.where} == {""}
+    rules = {rule.id: rule for name in target_names() for rule in load_target(name).rules}
+    for name in ("stm32n6.subgraph", "stm32n6.weight-axis", "ort-x86.weight-axis"):
+        assert rules[name].rewrite == ""
