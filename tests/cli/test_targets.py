@@ -135,3 +135,20 @@ def test_a_target_of_ones_own_is_named_by_its_path(shell, tmp_path):
     assert code == 1
     assert "has 4 dimensions" in out
     assert "mine" in shell("targets", own)[1]
+
+
+def test_a_file_of_another_form_is_refused_in_words(shell, tmp_path):
+    text = """<ir_version: 9, opset_import: ["": 17]>
+    g (uint8[1,4,4] x) => (int32[1,4,4] y) { y = MatMulInteger(x, w) }"""
+    model = saved(tmp_path, text, w=np.ones((4, 4), np.int8))
+    code, out, err = shell("check", model, "--target", "stm32n6")
+    assert code == 2
+    assert "QOperator or dynamic form" in err
+    assert "Prediction" not in out
+
+
+def test_activations_that_are_refused_are_refused_in_the_prediction(shell, tmp_path):
+    model = saved(tmp_path, QDQ, s=np.float32(0.1), z=np.uint8(0))
+    out = shell("check", model, "--target", "stm32n6", "--json")[1]
+    nodes = json.loads(out)["prediction"]["nodes"]
+    assert [(node["op_type"], node["runs"]) for node in nodes] == [("Softmax", "refused")]
