@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from onnxq.artifacts import Bundle, QuantizedModel, VerificationReport
 from onnxq.qtypes import IntType
-from onnxq.quantize.convert import convert, converted_record
 from onnxq.samples import Samples
 from onnxq.store import load_record, save_record
 from onnxq.target import Target, load_target
@@ -45,6 +44,8 @@ def make_twins(twins: Sequence[Twin], int8: Path, samples: Samples) -> None:
 
     Each is proven to hold the integers of ``int8``, 128 apart, on ``samples``: ParityError if not.
     """
+    from onnxq.quantize.convert import convert, converted_record
+
     record = load_record(QuantizedModel, int8.with_suffix(".json"))
     few = samples.thinned(_COMPARED)
     for twin in twins:
