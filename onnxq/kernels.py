@@ -217,13 +217,14 @@ def _gives_float(node: ir.Node) -> bool:
 def _of_scales(node: ir.Node) -> Expected | None:
     source = _data(node)[0][1]
     for behind in _all_quantizers(node):
-        scales = [constant_of(n.inputs[1]) for n in (source, behind)]
-        same = all(s is not None for s in scales) and np.array_equal(*scales)  # type: ignore[arg-type]
+        given, made = constant_of(source.inputs[1]), constant_of(behind.inputs[1])
+        same = given is not None and made is not None and np.array_equal(given, made)
         if not same or _zero(source) != _zero(behind):
+            moved = behind.inputs[0]
             return _float(
                 "re-scaled data mover",
-                f"it only moves values, and `{behind.inputs[0].name}` has another scale or zero "  # type: ignore[union-attr]  # a Q has one
-                "point than its input",
+                f"it only moves values, and `{moved.name if moved else ''}` has another scale or "
+                "zero point than its input",
                 "give its output the scale and zero point of its input",
             )
     return None

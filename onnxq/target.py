@@ -226,6 +226,12 @@ class Target(_Facts):
         """Whether ONNX Runtime's kernels take int8 activations there, as those for ARM64 do."""
         return self.processor is not None and self.processor.family == "arm64"
 
+    @property
+    def judged_level(self) -> Literal["full", "none"]:
+        """ONNX Runtime's optimization under which a file for this target is judged: as the runtime
+        executes, or as the graph says."""
+        return "full" if self.judged_as == "runtime" else "none"
+
     def operator(self, op_type: str) -> Operator | None:
         """The entry of the table for an operator of the default domain; None if it has none."""
         return next((entry for entry in self.operators if entry.op == op_type), None)

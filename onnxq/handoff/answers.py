@@ -28,11 +28,6 @@ THREADS = 1
 ABOUT, INPUT, OUTPUT, OTHER = "about", "input", "output", "other"
 
 
-def judged_level(target: Target) -> Optimization:
-    """``full`` where the target judges as the runtime executes, ``none`` as the graph says."""
-    return "full" if target.judged_as == "runtime" else "none"
-
-
 def make_answers(
     model: Path, contract: Contract, target: Target, samples: Samples, count: int
 ) -> dict[str, Array]:
@@ -50,7 +45,7 @@ def make_answers(
     indices = chosen.astype(np.int64)
     taken = samples.take(indices)
     rows = [_filling_batch(row, contract) for row in taken.rows()]
-    level = judged_level(target)
+    level = target.judged_level
     other: Optimization = "none" if level == "full" else "full"
     outputs = _run(model, level, target, rows)
     others = _run(model, other, target, rows)
@@ -97,7 +92,7 @@ def replay(model: Path, answers: Mapping[str, Array], target: Target) -> AnswerC
             for row in range(count)
         ]
         exact = exact and _same(_run(model, levels[level], target, rows), wanted)
-    return AnswerCheck(vectors=count, optimization=judged_level(target), bit_exact=exact)
+    return AnswerCheck(vectors=count, optimization=target.judged_level, bit_exact=exact)
 
 
 def made_up_samples(contract: Contract, count: int) -> Samples:

@@ -8,7 +8,7 @@ import numpy as np
 from onnxq.artifacts import AnswerCheck, ExportedModel, Manifest, QuantizedModel, RunStep
 from onnxq.errors import ModelError, StaleRecordError
 from onnxq.graph import load_model
-from onnxq.handoff.answers import judged_level, make_answers, replay
+from onnxq.handoff.answers import make_answers, replay
 from onnxq.handoff.arrays import save_arrays
 from onnxq.handoff.bundle import refuse_inexact_answers
 from onnxq.handoff.contract import Contract, contract
@@ -109,7 +109,7 @@ def _samples_of_parts(
 ) -> dict[str, Samples]:
     """What goes into every part while ``samples`` go through all of them; each run is a sample."""
     session = PartsSession(
-        manifest, folder, optimization=judged_level(target), config=target.session_options
+        manifest, folder, optimization=target.judged_level, config=target.session_options
     )
     seen = [session.values(row) for row in samples.rows()]
     return {

@@ -59,10 +59,6 @@ from onnxq.verify.tasks import check_labels
 
 __all__ = ["Evidence", "verify"]
 
-_SEMANTICS: Mapping[str, tuple[Optimization, Optimization]] = {
-    "runtime": ("full", "none"),
-    "graph": ("none", "full"),
-}
 PARTS_SAMPLES = 128  # samples on which the parts are held against the whole
 SATURATION_SAMPLES = 8  # samples on which sums of pairs are counted
 LAYER_SAMPLES = 32  # samples on which every tensor is compared
@@ -188,7 +184,8 @@ class _Predicted:
 
 def _predict(evidence: Evidence, task: Task, samples: Samples, progress: Progress) -> _Predicted:
     """Run FP32 as exported, FP32 rewritten, and INT8 under both semantics, sample by sample."""
-    judged, other = _SEMANTICS[evidence.target.judged_as]
+    judged = evidence.target.judged_level
+    other: Optimization = "none" if judged == "full" else "full"
     sessions: dict[str, Session | PartsSession] = {
         "fp32": Session(evidence.fp32, optimization="none"),
         "rewritten": Session(evidence.rewritten, optimization="none"),
