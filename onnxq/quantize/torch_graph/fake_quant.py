@@ -48,7 +48,7 @@ def _quantize(call: Call, x: Tensor, scale: Tensor, zero_point: Tensor | None = 
     if call.get("saturate", 1) != 1:
         raise call.refused("saturate = 0, which is of 8-bit floating point")
     offset = torch.zeros_like(scale) if zero_point is None else zero_point
-    codes: Tensor = _Rounding.apply(  # type: ignore[no-untyped-call]
+    codes: Tensor = _Rounding.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
         x, _spread(call, scale, x), _spread(call, offset, x), low, high
     )
     return codes
@@ -90,5 +90,5 @@ def _dynamic(call: Call, x: Tensor) -> tuple[Tensor, ...]:
     scale = (most - least) / (high - low)
     safe = torch.where(scale == 0, 1, scale)
     zero_point = torch.clamp(torch.round(low - least / safe), low, high).detach()
-    codes: Tensor = _Rounding.apply(x, safe, zero_point, low, high)  # type: ignore[no-untyped-call]
+    codes: Tensor = _Rounding.apply(x, safe, zero_point, low, high)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return codes, scale, zero_point.to(torch.uint8)

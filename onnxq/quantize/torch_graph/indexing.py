@@ -117,7 +117,7 @@ def _pad(
         for axis, before, after in pairs:
             index = np.arange(x.shape[axis])[max(-before, 0) :]
             index = index[: len(index) + min(after, 0)]
-            index = np.pad(index, (max(before, 0), max(after, 0)), mode=mode)  # type: ignore[call-overload]
+            index = np.pad(index, (max(before, 0), max(after, 0)), mode=mode)  # type: ignore[call-overload]  # a word of the attribute
             x = torch.index_select(x, axis, torch.from_numpy(index).to(x.device))
         return x
     around = [0, 0] * x.dim()
