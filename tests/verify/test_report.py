@@ -45,8 +45,9 @@ from onnxq.verify.report.html import html
 from onnxq.verify.report.junit import junit
 from onnxq.verify.report.markdown import markdown
 from onnxq.verify.report.observations import agreement, limits_of_agreement, pairs
-from onnxq.verify.report.plots import coverage, ticks
+from onnxq.verify.report.plots import coverage
 from onnxq.verify.report.sections import sections
+from onnxq.verify.report.svg import ticks
 from onnxq.verify.report.write import write_reports
 
 SUBJECTS = tuple(
