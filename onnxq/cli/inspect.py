@@ -46,11 +46,12 @@ def inspect(model: Path, target: str, screen: Screen, **options: Any) -> int:
     """
     import onnx_ir as ir
 
-    from onnxq.graph import load_model, parameter_count, values_of, with_batch_of_one
+    from onnxq.computed_shapes import with_computed_shapes
+    from onnxq.graph import load_model, parameter_count, values_of
     from onnxq.verify.audit import refuse_other_forms
 
     proto = load_model(model)
-    graph = ir.from_proto(with_batch_of_one(proto))
+    graph = ir.from_proto(with_computed_shapes(proto))
     refuse_other_forms(graph, model.name)
     inputs, outputs = values_of(proto)
     for value in (*inputs, *outputs):
@@ -135,12 +136,12 @@ def _for_compiler(
     import onnx_ir as ir
 
     from onnxq.cli.targets import judge_for
-    from onnxq.graph import with_batch_of_one
+    from onnxq.computed_shapes import with_computed_shapes
 
     code, judged = judge_for(model, proto, target, screen)
     screen.say("On this machine's ONNX Runtime, for information", style="bold")
     here: dict[str, Any] = {}
-    _of_file(model, ir.from_proto(with_batch_of_one(proto)), target, here, screen)
+    _of_file(model, ir.from_proto(with_computed_shapes(proto)), target, here, screen)
     if not options["no_time"]:
         _of_runs(model, target, options, here, screen)
     verdict = "breaks the rules" if code else "keeps the rules"

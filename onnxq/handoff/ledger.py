@@ -20,8 +20,9 @@ from onnxq.artifacts import (
     SizeLine,
     TimeBound,
 )
+from onnxq.computed_shapes import with_computed_shapes
 from onnxq.errors import UsageError
-from onnxq.graph import WEIGHTED, load_model, macs_of, output_channel_axis, with_batch_of_one
+from onnxq.graph import WEIGHTED, load_model, macs_of, output_channel_axis
 from onnxq.handoff.subject import is_constant
 from onnxq.qdq import DEQUANTIZE, QUANTIZE
 from onnxq.sizes import size_lines
@@ -192,7 +193,7 @@ def per_sample(ledgers: Sequence[Ledger], target: Target) -> CostTotal:
 
 
 def _graph_of(path: Path) -> ir.Graph:
-    return ir.from_proto(with_batch_of_one(load_model(path))).graph
+    return ir.from_proto(with_computed_shapes(load_model(path))).graph
 
 
 def _bytes_before(node: ir.Node | None) -> int | None:

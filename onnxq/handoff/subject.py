@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import onnx
 import onnx_ir as ir
 
+from onnxq.computed_shapes import with_computed_shapes
 from onnxq.graph import WEIGHTED, constant_of, dims_of, values_of
-from onnxq.handoff.computed_shapes import with_computed_shapes
 from onnxq.qdq import DEQUANTIZE, QUANTIZE
 from onnxq.target import Target, TargetRule
 

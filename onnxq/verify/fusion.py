@@ -13,7 +13,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.artifacts import Execution, Finding, FusionAudit, FusionLine, NodeExecution
-from onnxq.graph import load_model, macs_of, save_model, with_batch_of_one
+from onnxq.computed_shapes import with_computed_shapes
+from onnxq.graph import load_model, macs_of, save_model
 from onnxq.kernels import Expected, expected
 from onnxq.qdq import QDQ, QUANTIZE
 from onnxq.runtime import executed_operators
@@ -56,7 +57,7 @@ def audit_fusion(path: Path, config: Mapping[str, str] | None = None) -> FusionA
     the file does not load, ModelError if it is no ONNX graph.
     """
     proto = load_model(path)
-    model = ir.from_proto(with_batch_of_one(proto))
+    model = ir.from_proto(with_computed_shapes(proto))
     with numbered(proto) as copy:
         here = executed(proto, executed_operators(copy, config))
         there = executed(proto, executed_operators(copy, {**(config or {}), **INT8_FUSES}))

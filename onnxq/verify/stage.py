@@ -21,6 +21,7 @@ from onnxq.artifacts import (
     ValueFacts,
     VerificationReport,
 )
+from onnxq.computed_shapes import with_computed_shapes
 from onnxq.errors import DataError, StaleRecordError
 from onnxq.graph import (
     MADE_UP_STAMP,
@@ -28,7 +29,6 @@ from onnxq.graph import (
     load_model,
     macs_of,
     values_of,
-    with_batch_of_one,
 )
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
@@ -105,7 +105,7 @@ def verify(
     be.
     """
     _refuse_stale(evidence)
-    model = ir.from_proto(with_batch_of_one(load_model(evidence.int8)))
+    model = ir.from_proto(with_computed_shapes(load_model(evidence.int8)))
     refuse_other_forms(model, evidence.int8.name)
     selected = evidence.quantized.quantized_nodes if evidence.quantized else None
     moved = evidence.quantized.moved if evidence.quantized else None

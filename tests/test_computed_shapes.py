@@ -4,13 +4,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-
 from handoff.qdq_models import with_constants
+
+from onnxq.computed_shapes import with_computed_shapes
 from onnxq.errors import ModelError
 from onnxq.handoff.check import check
-from onnxq.handoff.computed_shapes import with_computed_shapes
+from onnxq.handoff.ledger import ledger
 from onnxq.handoff.prediction import predict
 from onnxq.target import load_target
+from onnxq.verify.fusion import audit_fusion
 
 # What torch writes for F.pad before a Conv1d.
 PADDED = """<ir_version: 8, opset_import: ["" : 17]>
@@ -64,3 +66,10 @@ def test_what_cannot_be_computed_is_named():
     model = with_constants(PADDED, **CONSTANTS | {"to_rows": np.array([4, 2])})
     with pytest.raises(ModelError, match="Reshape `n2`"):
         with_computed_shapes(model)
+
+
+def test_what_is_executed_and_what_it_costs_count_the_same(tmp_path):
+    onnx.save(with_constants(PADDED, **CONSTANTS), tmp_path / "padded.onnx")
+    products = 5 * 21 * 4 * 3  # outputs × products summed into each
+    assert sum(row.macs for row in audit_fusion(tmp_path / "padded.onnx").nodes) == products
+    assert ledger(tmp_path / "padded.onnx", load_target("ort-x86")).macs == products
