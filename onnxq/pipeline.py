@@ -24,9 +24,9 @@ from onnxq.errors import PluginError
 from onnxq.handoff.origin import origin_of_recipe
 from onnxq.progress import Progress, silent
 from onnxq.provenance import cpu_flags, versions
-from onnxq.recipe import DataSource, Recipe
+from onnxq.recipe import Recipe
+from onnxq.recipe_samples import evaluation_of, samples_of
 from onnxq.samples import Samples
-from onnxq.sources import open_source
 from onnxq.store import Build, digest_of, load_record, sha256_of_file, sha256_of_source
 from onnxq.target import Target, load_target
 from onnxq.twins import Twin, bundles_of, make_twins, reports_of, twins_of
@@ -95,26 +95,13 @@ class _Work:
     def search(self) -> Path:
         return self.recipe.python_path
 
-    def _samples(self, source: DataSource) -> Samples:
-        names = tuple(value.name for value in self.recipe.export.inputs)
-        if not names and self.recipe.export.model is not None:
-            from onnxq.graph import load_model, values_of
-
-            names = tuple(
-                value.name for value in values_of(load_model(self.recipe.export.model))[0]
-            )
-        return open_source(
-            source.source, source.options | source.paths, names, self.search, self.progress
-        )
-
     @cached_property
     def calibration_samples(self) -> Samples:
-        return self._samples(self.recipe.data.calibration)
+        return samples_of(self.recipe, self.recipe.data.calibration, self.progress)
 
     @cached_property
     def evaluation_samples(self) -> Samples:
-        samples = self._samples(self.recipe.data.evaluation)
-        return samples.thinned(self.recipe.verify.samples or len(samples))
+        return evaluation_of(self.recipe, self.progress)
 
     @property
     def twins(self) -> tuple[Twin, ...]:

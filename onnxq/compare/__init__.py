@@ -1,0 +1,1 @@
+"""Models side by side: FP32 and its quantized forms on the same samples."""
