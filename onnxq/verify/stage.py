@@ -57,7 +57,7 @@ from onnxq.verify.report.write import write_reports
 from onnxq.verify.saturation import saturation, saturation_findings
 from onnxq.verify.tasks import check_labels
 
-__all__ = ["Evidence", "verify"]
+__all__ = ["Evidence", "check_batch_axis", "verify"]
 
 PARTS_SAMPLES = 128  # samples on which the parts are held against the whole
 SATURATION_SAMPLES = 8  # samples on which sums of pairs are counted
@@ -202,7 +202,7 @@ def _predict(evidence: Evidence, task: Task, samples: Samples, progress: Progres
     unfused, fused = ("int8", "int8_other") if judged == "none" else ("int8_other", "int8")
     for result in progress(in_parallel(run_all, len(samples)), "verifying", len(samples)):
         for variant, values in result.items():
-            _check_batch_axis(values)
+            check_batch_axis(values)
             outputs[variant].append(values)
         levels.add(result[unfused], result[fused])
     predictions = {
@@ -222,7 +222,7 @@ def _saturation(evidence: Evidence, samples: Samples) -> tuple[SaturationRow, ..
     return saturation(evidence.int8, samples.thinned(SATURATION_SAMPLES))
 
 
-def _check_batch_axis(outputs: Mapping[str, np.ndarray]) -> None:
+def check_batch_axis(outputs: Mapping[str, np.ndarray]) -> None:
     """Raise DataError if the outputs for one sample cannot be put below those for another.
 
     An only output must be one row; one of several may be of no use to the task.
