@@ -59,7 +59,15 @@ from onnxq.artifacts.memory import (
 from onnxq.artifacts.origin import Ingredient, Origin, RebuildCheck
 from onnxq.artifacts.quantization import Conversion, FloatNode, QuantizedModel, TensorParameters
 from onnxq.artifacts.rules import NodePrediction, Prediction, PredictionShare, RuleResult
-from onnxq.artifacts.split import HostStep, Manifest, PartFacts, RunStep, Step
+from onnxq.artifacts.split import (
+    Carried,
+    HostStep,
+    LoopStep,
+    Manifest,
+    PartFacts,
+    RunStep,
+    Step,
+)
 from onnxq.artifacts.verification import (
     ST_METRICS,
     AuditRow,
@@ -87,6 +95,7 @@ __all__ = [
     "AuditRow",
     "Bundle",
     "CalibrationResult",
+    "Carried",
     "CellCount",
     "CellCoverage",
     "CheckpointFacts",
@@ -119,6 +128,7 @@ __all__ = [
     "LayerCost",
     "LayerDistance",
     "Ledger",
+    "LoopStep",
     "Manifest",
     "MemoryEstimate",
     "MetricRow",

@@ -7,7 +7,9 @@ from pydantic import Field
 from onnxq.artifacts.base import FileFacts, Record, ValueFacts
 
 __all__ = [
+    "Carried",
     "HostStep",
+    "LoopStep",
     "Manifest",
     "PartFacts",
     "RunStep",
@@ -45,7 +47,35 @@ class RunStep(Record):
     each_row: bool
 
 
-Step = Annotated[HostStep | RunStep, Field(discriminator="kind")]
+class Carried(Record):
+    """What a body takes from its own run before: ``first`` is the value that the first run takes,
+    ``then`` the body's output that every further run takes."""
+
+    first: str
+    then: str
+
+
+class LoopStep(Record):
+    """``times`` runs of the body of a Loop or Scan, each on what the one before gave.
+
+    All keys are names of the body's own. ``inputs`` are the same in every run; ``carried`` come
+    from the run before; of ``rows``, run i takes row i of the first axis; ``counters`` are i itself
+    as int64. Of ``outputs`` the last run's count; ``stacked`` are those of all runs, put
+    together along a new first axis.
+    """
+
+    kind: Literal["loop"] = "loop"
+    part: str
+    times: int
+    inputs: dict[str, str] = {}
+    carried: dict[str, Carried] = {}
+    rows: dict[str, str] = {}
+    counters: tuple[str, ...] = ()
+    outputs: dict[str, str] = {}
+    stacked: dict[str, str] = {}
+
+
+Step = Annotated[HostStep | RunStep | LoopStep, Field(discriminator="kind")]
 
 
 class PartFacts(Record):

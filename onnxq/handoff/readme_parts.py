@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from math import prod
 
-from onnxq.artifacts import HostStep, Manifest, RunStep
+from onnxq.artifacts import HostStep, LoopStep, Manifest, RunStep, Step
 from onnxq.handoff.part import Part
 
 __all__ = ["steps_in_words"]
@@ -38,7 +38,7 @@ def steps_in_words(manifest: Manifest, parts: Sequence[Part]) -> str:
     return "\n".join(lines)
 
 
-def _words(step: HostStep | RunStep, shapes: dict[str, tuple[int | str, ...]]) -> str:
+def _words(step: Step, shapes: dict[str, tuple[int | str, ...]]) -> str:
     if isinstance(step, RunStep):
         ends = f"{_listed(step.inputs.values())} → {_listed(step.outputs.values())}"
         if not step.each_row:
@@ -47,6 +47,8 @@ def _words(step: HostStep | RunStep, shapes: dict[str, tuple[int | str, ...]]) -
             f"Run `{step.part}` {step.times} times, on row 0, 1, … {step.times - 1} of the first "
             f"axis in this order, and put the rows of its outputs together: {ends}."
         )
+    if isinstance(step, LoopStep):
+        return _words_of_loop(step)
     told = ", ".join(f"{key} {list(numbers)}" for key, numbers in step.arguments.items())
     words = f"{step.op} {_listed(step.inputs)} → `{step.output}` ({told})."
     if step.op == "Transpose" and all(isinstance(d, int) for d in shapes.get(step.inputs[0], "?")):
@@ -57,6 +59,25 @@ def _words(step: HostStep | RunStep, shapes: dict[str, tuple[int | str, ...]]) -
         words += _rows(shapes.get(step.inputs[0], ()), shape)
         shapes[step.output] = shape
     return words
+
+
+def _words_of_loop(step: LoopStep) -> str:
+    words = [f"Run `{step.part}` {step.times} times, one run after the other."]
+    if step.inputs:
+        words.append(f"Every run takes {_listed(step.inputs.values())}.")
+    words += [f"Run i takes row i of `{name}` as `{own}`." for own, name in step.rows.items()]
+    words += [f"Run i takes i, from 0 on, as `{own}`." for own in step.counters]
+    words += [
+        f"The first run takes `{carried.first}` as `{own}`, every further one the `{carried.then}` "
+        "of the run before."
+        for own, carried in step.carried.items()
+    ]
+    words += [f"`{name}` is the last run's `{own}`." for own, name in step.outputs.items()]
+    words += [
+        f"`{name}` is the `{own}` of all runs along a new first axis."
+        for own, name in step.stacked.items()
+    ]
+    return " ".join(words)
 
 
 def _rows(given: tuple[int | str, ...], shape: tuple[int, ...]) -> str:

@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 from jaxtyping import Shaped
 
-from onnxq.artifacts import HostStep, Manifest, PartFacts, Step
+from onnxq.artifacts import HostStep, LoopStep, Manifest, PartFacts, Step
 from onnxq.graph import save_model, shapes_of, values_of, with_batch_of_one
 from onnxq.recipe import PartSection
 from onnxq.runtime import Optimization, Session
 from onnxq.splitting.cut import cut_part
+from onnxq.splitting.loop_body import Body
 from onnxq.splitting.route import steps_of
 from onnxq.splitting.routing import run_steps
 from onnxq.store import facts_of_file, save_record, sha256_of_file
@@ -28,7 +29,7 @@ def write_parts(
     whole: Path,
     model: onnx.ModelProto,
     fp32: onnx.ModelProto,
-    parts: Sequence[PartSection],
+    parts: Sequence[PartSection | Body],
     folder: Path,
     domains: Mapping[str, Domain] = MappingProxyType({}),
 ) -> Manifest:
@@ -38,22 +39,25 @@ def write_parts(
     makes of one of them has its domain.
 
     ``model`` is ``fp32`` or its Q/DQ form and lies at ``whole``; ``fp32`` is the canonical graph,
-    which says what is moved between parts. Raises ExportError as ``cut_part`` and ``steps_of``.
+    which says what is moved between parts; what bodies of loops among them give is an input of it.
+    Raises ExportError as ``cut_part`` and ``steps_of``.
     """
     folder.mkdir(exist_ok=True)
     steps, shapes = steps_of(fp32, parts), shapes_of(fp32)
     facts = []
     for part in parts:
         path = folder / f"{part.name}.onnx"
-        save_model(cut_part(model, part, shapes), path)
+        proto = part.model if isinstance(part, Body) else cut_part(model, part, shapes)
+        save_model(proto, path)
         inputs, outputs = values_of(onnx.load(path), _domains_of(part.name, steps, domains))
         facts.append(
             PartFacts(name=part.name, file=facts_of_file(path), inputs=inputs, outputs=outputs)
         )
     inputs, outputs = values_of(with_batch_of_one(fp32), domains)
+    made = {name for part in parts if isinstance(part, Body) for name in part.shapes}
     manifest = Manifest(
         whole_sha256=sha256_of_file(whole),
-        inputs=inputs,
+        inputs=tuple(value for value in inputs if value.name not in made),
         outputs=outputs,
         parts=tuple(facts),
         steps=steps,
@@ -73,6 +77,8 @@ def _domains_of(
             known.setdefault(step.output, given.pop() if len(given) == 1 else None)
         elif step.part == part:
             ends = step.inputs | step.outputs
+            if isinstance(step, LoopStep):
+                ends |= step.rows | step.stacked
             return {own: known.get(name) for own, name in ends.items()}
     return {}
 

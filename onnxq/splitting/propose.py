@@ -1,14 +1,15 @@
 """Where a graph could be cut so that its parts suit a small device."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx
 
 from onnxq.errors import ExportError
-from onnxq.graph import WEIGHTED, constants_of, shapes_of
-from onnxq.recipe import PartSection, PartValue, SplitSection
-from onnxq.splitting.route import MOVERS, steps_of
+from onnxq.graph import WEIGHTED
+from onnxq.recipe import SplitSection
+from onnxq.splitting.pieces import Pieces
+from onnxq.splitting.route import steps_of
 
 __all__ = ["Proposal", "propose"]
 
@@ -31,7 +32,7 @@ def propose(model: onnx.ModelProto) -> tuple[Proposal, ...]:
     Looked for are a body that runs on many rows with the same weights (it becomes a part that runs
     once a row), heads behind a common trunk, and the computation of indices, which hosts do better.
     """
-    graph = _Graph(model)
+    graph = Pieces(model)
     found: list[Proposal] = []
     for search in (_batched_body, _heads, _indices):
         proposal = search(graph)
@@ -45,95 +46,7 @@ def propose(model: onnx.ModelProto) -> tuple[Proposal, ...]:
     return tuple(found)
 
 
-class _Graph:
-    """A graph with what the searches ask of it."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes: Nodes = [node for node in model.graph.node if node.op_type != "Constant"]
-        self.shapes: Mapping[str, tuple[int, ...]] = shapes_of(model)
-        self.inputs = [value.name for value in model.graph.input]
-        self.outputs = [value.name for value in model.graph.output]
-        self._constants = set(constants_of(model))
-        self._makers = {name: i for i, node in enumerate(self.nodes) for name in node.output}
-
-    def data(self, node: onnx.NodeProto) -> list[str]:
-        """What the node takes that is computed."""
-        return [name for name in node.input if name and name not in self._constants]
-
-    def has_weight(self, node: onnx.NodeProto) -> bool:
-        """Whether the node multiplies by something that was learned, not by a computed value."""
-        return node.op_type in WEIGHTED and len(self.data(node)) < 2
-
-    def before(self, names: Iterable[str]) -> set[int]:
-        """Numbers of all nodes that ``names`` are computed by."""
-        found: set[int] = set()
-        waiting = [self._makers[name] for name in names if name in self._makers]
-        while waiting:
-            index = waiting.pop()
-            if index not in found:
-                found.add(index)
-                waiting += [
-                    self._makers[n] for n in self.data(self.nodes[index]) if n in self._makers
-                ]
-        return found
-
-    def behind(self, numbers: set[int]) -> set[int]:
-        """Numbers of all nodes that take, directly or not, what ``numbers`` make."""
-        reached = set(numbers)
-        for index, node in enumerate(self.nodes):
-            if any(self._makers.get(name) in reached for name in self.data(node)):
-                reached.add(index)
-        return reached - numbers
-
-    def split(
-        self, parts: Mapping[str, set[int]], each_row: frozenset[str] = frozenset()
-    ) -> SplitSection | None:
-        """Parts of these nodes. What only moves values at the begin of a part is the host's."""
-        kept = {name: self._without_first_moves(numbers) for name, numbers in parts.items()}
-        kept = {name: numbers for name, numbers in kept.items() if numbers}
-        if len(kept) + len(each_row & set(kept)) < 2:
-            return None
-        sections = []
-        for name, numbers in kept.items():
-            made = {output for index in numbers for output in self.nodes[index].output}
-            taken = [n for index in sorted(numbers) for n in self.data(self.nodes[index])]
-            elsewhere = {
-                n
-                for index, node in enumerate(self.nodes)
-                if index not in numbers
-                for n in self.data(node)
-            }
-            sections.append(
-                PartSection(
-                    name=name,
-                    each_row=name in each_row,
-                    inputs=_values(n for n in taken if n not in made),
-                    outputs=_values(
-                        output
-                        for index in sorted(numbers)
-                        for output in self.nodes[index].output
-                        if output in elsewhere or output in self.outputs
-                    ),
-                )
-            )
-        return SplitSection(parts=tuple(sections))
-
-    def _without_first_moves(self, numbers: set[int]) -> set[int]:
-        kept = set(numbers)
-        for index in sorted(numbers):
-            node = self.nodes[index]
-            outside = all(self._makers.get(name) not in kept for name in self.data(node))
-            fixed = node.op_type == "Concat" or len(self.data(node)) == 1  # not by computed indices
-            if node.op_type in MOVERS and outside and fixed:
-                kept.discard(index)
-        return kept if any(self.nodes[i].op_type not in MOVERS for i in kept) else set()
-
-
-def _values(names: Iterable[str]) -> tuple[PartValue, ...]:
-    return tuple(PartValue(tensor=name) for name in dict.fromkeys(names))
-
-
-def _batched_body(graph: _Graph) -> Proposal | None:
+def _batched_body(graph: Pieces) -> Proposal | None:
     """The nodes that run on a batch of more rows than the graph's inputs have."""
 
     def rows(node: onnx.NodeProto) -> int:
@@ -165,7 +78,7 @@ def _batched_body(graph: _Graph) -> Proposal | None:
     return Proposal(reason, split)
 
 
-def _heads(graph: _Graph) -> Proposal | None:
+def _heads(graph: Pieces) -> Proposal | None:
     """What every output needs is the trunk; what one alone needs is its head."""
     if len(graph.outputs) < 2:
         return None
@@ -184,7 +97,7 @@ def _heads(graph: _Graph) -> Proposal | None:
     return None if split is None else Proposal(reason, split)
 
 
-def _indices(graph: _Graph) -> Proposal | None:
+def _indices(graph: Pieces) -> Proposal | None:
     """The computation of indices: float work that no NPU does, and that needs exact numbers."""
     makers = [i for i, node in enumerate(graph.nodes) if node.op_type in _INDICES]
     if not makers:

@@ -1,16 +1,17 @@
 """The steps of a manifest: what the host moves, which part runs when."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import prod
 
 import numpy as np
 import onnx
 
-from onnxq.artifacts import HostStep, RunStep, Step
+from onnxq.artifacts import HostStep, LoopStep, RunStep, Step
 from onnxq.errors import ExportError, nearest
 from onnxq.graph import VIEWS, constants_of, shapes_of
 from onnxq.recipe import PartSection, PartValue
+from onnxq.splitting.loop_body import Body, Rows
 
 __all__ = ["MOVERS", "rows_of", "shape_of_run", "steps_of"]
 
@@ -53,15 +54,20 @@ def shape_of_run(part: PartSection, value: PartValue, shapes: Shapes) -> tuple[i
     return shape
 
 
-def steps_of(model: onnx.ModelProto, parts: Sequence[PartSection]) -> tuple[Step, ...]:
+def steps_of(model: onnx.ModelProto, parts: Sequence[PartSection | Body]) -> tuple[Step, ...]:
     """Steps that compute the outputs of ``model`` from its inputs for one sample.
 
-    Raises ExportError for a tensor that the graph has not, and where a node that computes something
-    lies in no part.
+    What the bodies of loops give is an input of ``model``, as it has no loops itself. Raises
+    ExportError for a tensor that the graph has not, and where a node that computes something lies
+    in no part.
     """
-    router = _Router(model)
+    made = {name for part in parts if isinstance(part, Body) for name in part.shapes}
+    router = _Router(model, made)
     for part in parts:
-        router.add(part)
+        if isinstance(part, Body):
+            router.loop(part)
+        else:
+            router.add(part)
     for output in model.graph.output:
         router.reach(output.name, "the graph's outputs")
     return tuple(_tidied(router.steps, {value.name for value in model.graph.output}, router.shapes))
@@ -70,12 +76,12 @@ def steps_of(model: onnx.ModelProto, parts: Sequence[PartSection]) -> tuple[Step
 class _Router:
     """Follows values from the graph's inputs on."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, made: Collection[str] = ()) -> None:
         self.shapes = dict(shapes_of(model))
         self.steps: list[Step] = []
         self._constants = constants_of(model)
         self._makers = {name: node for node in model.graph.node for name in node.output}
-        self._at_hand = {value.name for value in model.graph.input}
+        self._at_hand = {v.name for v in model.graph.input if v.name not in made}
 
     def add(self, part: PartSection) -> None:
         """The run of a part, with what the host does before and behind it."""
@@ -103,6 +109,64 @@ class _Router:
             if outputs[value.label] != value.tensor:
                 self._view(outputs[value.label], value.tensor, self.shapes[value.tensor])
             self._at_hand.add(value.tensor)
+
+    def loop(self, body: Body) -> None:
+        """The runs of a loop's body, with slices and results turned so that runs come first."""
+        taken = [*body.inputs.values(), *(c.first for c in body.carried.values())]
+        for name in (*taken, *(rows.value for rows in body.rows.values())):
+            self.reach(name, f"part {body.name}")
+        self.shapes.update(body.shapes)
+        rows = {own: self._runs_first(body, own, cut) for own, cut in body.rows.items()}
+        turned = {
+            own: f"{body.name}.{own}" if joined.axis or joined.backward else joined.value
+            for own, joined in body.stacked.items()
+        }
+        self.steps.append(
+            LoopStep(
+                part=body.name,
+                times=body.times,
+                inputs=dict(body.inputs),
+                carried=dict(body.carried),
+                rows=rows,
+                counters=body.counters,
+                outputs=dict(body.outputs),
+                stacked=turned,
+            )
+        )
+        for own, joined in body.stacked.items():
+            self._runs_last(body, turned[own], joined)
+        self._at_hand.update(body.shapes)
+
+    def _runs_first(self, body: Body, own: str, cut: Rows) -> str:
+        """Name of the value whose row i is what run i takes."""
+        name, shape = cut.value, self.shapes[cut.value]
+        if cut.axis:
+            others = [axis for axis in range(len(shape)) if axis != cut.axis]
+            made = f"{body.name}.{own}"
+            self._host("Transpose", name, made, perm=(cut.axis, *others))
+            name = made
+        if cut.backward:
+            made = f"{body.name}.{own}.back"
+            self._host("Gather", name, made, axis=(0,), indices=_backwards(body.times))
+            name = made
+        return name
+
+    def _runs_last(self, body: Body, name: str, joined: Rows) -> None:
+        """The rows of all runs, in their order, to where the graph has them."""
+        if name == joined.value:
+            return
+        rank = len(self.shapes[joined.value])
+        axis = joined.axis % rank
+        if joined.backward:
+            made = f"{name}.back" if axis else joined.value
+            self._host("Gather", name, made, axis=(0,), indices=_backwards(body.times))
+            name = made
+        if axis:
+            perm = (*range(1, axis + 1), 0, *range(axis + 1, rank))
+            self._host("Transpose", name, joined.value, perm=perm)
+
+    def _host(self, op: str, source: str, output: str, **arguments: tuple[int, ...]) -> None:
+        self.steps.append(_host(op, (source,), output, **arguments))
 
     def _joined(self, part: PartSection, value: PartValue) -> str:
         """Name of the rows of all runs: the tensor's own, if they have its shape."""
@@ -197,6 +261,10 @@ class _Router:
         return tuple(int(number) for number in np.ravel(constant))
 
 
+def _backwards(count: int) -> tuple[int, ...]:
+    return tuple(range(count - 1, -1, -1))
+
+
 def _host(op: str, inputs: tuple[str, ...], output: str, **arguments: tuple[int, ...]) -> HostStep:
     return HostStep.model_validate(
         {"op": op, "inputs": inputs, "output": output, "arguments": arguments}
@@ -230,7 +298,12 @@ def _tidied(steps: Sequence[Step], outputs: set[str], shapes: Shapes) -> list[St
 
 
 def _read(step: Step) -> tuple[str, ...]:
-    return step.inputs if isinstance(step, HostStep) else tuple(step.inputs.values())
+    if isinstance(step, HostStep):
+        return step.inputs
+    if isinstance(step, LoopStep):
+        firsts = (carried.first for carried in step.carried.values())
+        return (*step.inputs.values(), *step.rows.values(), *firsts)
+    return tuple(step.inputs.values())
 
 
 def _renamed(step: Step, old: str, new: str) -> Step:
@@ -238,5 +311,15 @@ def _renamed(step: Step, old: str, new: str) -> Step:
     if isinstance(step, HostStep):
         names = tuple(new if name == old else name for name in step.inputs)
         return step.model_copy(update={"inputs": names})
-    given = {own: new if name == old else name for own, name in step.inputs.items()}
-    return step.model_copy(update={"inputs": given})
+    changed: dict[str, object] = {"inputs": _swapped(step.inputs, old, new)}
+    if isinstance(step, LoopStep):
+        changed["rows"] = _swapped(step.rows, old, new)
+        changed["carried"] = {
+            own: carried.model_copy(update={"first": new}) if carried.first == old else carried
+            for own, carried in step.carried.items()
+        }
+    return step.model_copy(update=changed)
+
+
+def _swapped(names: Mapping[str, str], old: str, new: str) -> dict[str, str]:
+    return {own: new if name == old else name for own, name in names.items()}

@@ -25,6 +25,8 @@ def run_steps(
         if step["kind"] == "host":
             given = [values[name] for name in step["inputs"]]
             values[step["output"]] = _moved(step["op"], given, step["arguments"])
+        elif step["kind"] == "loop":
+            values.update(_loop(step, values, run_part))
         else:
             values.update(_run(step, values, run_part))
     return values
@@ -45,6 +47,24 @@ def _run(
         name: rows[0][own] if len(rows) == 1 else np.concatenate([row[own] for row in rows])
         for own, name in step["outputs"].items()
     }
+
+
+def _loop(
+    step: Mapping[str, Any], values: Values, run_part: Callable[[str, Values], Values]
+) -> dict[str, Array]:
+    same = {own: values[name] for own, name in step["inputs"].items()}
+    state = {own: values[carried["first"]] for own, carried in step["carried"].items()}
+    made: Values = {}
+    kept: dict[str, list[Array]] = {own: [] for own in step["stacked"]}
+    for number in range(step["times"]):
+        rows = {own: np.asarray(values[name][number]) for own, name in step["rows"].items()}
+        count = dict.fromkeys(step["counters"], np.array(number, np.int64))
+        made = run_part(step["part"], {**same, **state, **rows, **count})
+        state = {own: made[carried["then"]] for own, carried in step["carried"].items()}
+        for own, arrays in kept.items():
+            arrays.append(made[own])
+    last = {name: made[own] for own, name in step["outputs"].items()}
+    return last | {name: np.stack(kept[own]) for own, name in step["stacked"].items()}
 
 
 def _moved(op: str, given: Sequence[Array], arguments: Mapping[str, Sequence[int]]) -> Array:
