@@ -27,14 +27,15 @@ def parameters_of_range(
     """Scale and zero point that put ``range_`` on the grid of ``type_``, zero exactly on a step.
 
     Affine: ``scale = (high - low) / (qmax - qmin)``, ``zero_point = round(qmin - low / scale)``.
-    Symmetric: ``scale = max(|low|, |high|) / qmax`` with zero point 0 (128 for uint8).
+    Symmetric: ``scale = max(|low|, |high|) / qmax`` with the zero point in the middle (0 for int8,
+    128 for uint8).
     With ``power_of_two`` the scale is the smallest 2**k whose grid holds both ends of the range,
     and an affine zero point is the smallest that leaves neither outside: no value moves by more
     than half a step. A range of width zero is widened to 1e-4, so that nothing is divided by zero.
     Source: ONNX operator specification, QuantizeLinear and DynamicQuantizeLinear.
     """
     low, high = (range_.low, range_.high) if range_.width else (0.0, DEAD_WIDTH)
-    middle = 128 if type_ is IntType.UINT8 else 0
+    middle = type_.middle
     if power_of_two:
         return _with_power_of_two(Range(low, high), type_, middle if symmetric else None)
     if symmetric:
@@ -66,10 +67,13 @@ def quantize(
     zero_point: Integer[np.ndarray, "*#shape"] | int,
     type_: IntType,
 ) -> Integer[np.ndarray, "*shape"]:
-    """``saturate(round_half_even(values / scale) + zero_point)``, in float32 as ONNX does it."""
+    """``saturate(round_half_even(values / scale) + zero_point)``, in float32 as ONNX does it.
+
+    int4 integers are held in int8.
+    """
     steps = np.rint(np.asarray(values, np.float32) / np.asarray(scale, np.float32))
     shifted = steps.astype(np.float64) + zero_point
-    return np.clip(shifted, type_.qmin, type_.qmax).astype(type_.value)
+    return np.clip(shifted, type_.qmin, type_.qmax).astype(type_.holder)
 
 
 def dequantize(

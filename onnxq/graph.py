@@ -28,6 +28,7 @@ __all__ = [
     "load_graph",
     "load_model",
     "macs_of",
+    "newer_opset",
     "output_channel_axis",
     "parameter_count",
     "refuse_inner_graphs",
@@ -107,6 +108,25 @@ def with_batch_of_one(model: onnx.ModelProto) -> onnx.ModelProto:
             dims[0].dim_value = 1
     del copy.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(copy, data_prop=True)
+
+
+def newer_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The graph at ``opset`` by onnx's own converter, as it is if it is at that or a later one.
+
+    Raises ModelError if the converter cannot.
+    """
+    present = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if present and present[0] >= opset:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, opset)
+    except Exception as fault:  # the converter raises RuntimeError and onnx's own errors
+        raise ModelError(
+            f"cannot be brought from opset {present} to {opset}: "
+            f"{str(fault).strip().splitlines()[0]}",
+            where="model",
+            do=f"export it at opset {opset}",
+        ) from fault
 
 
 def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

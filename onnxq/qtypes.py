@@ -10,24 +10,43 @@ __all__ = ["AffineParameters", "IntType", "Range"]
 class IntType(StrEnum):
     """An integer type that Q/DQ nodes can carry."""
 
+    INT4 = "int4"
     INT8 = "int8"
     UINT8 = "uint8"
+    INT16 = "int16"
+    UINT16 = "uint16"
     INT32 = "int32"
 
     @property
     def bits(self) -> int:
         """Width in bits."""
-        return 32 if self is IntType.INT32 else 8
+        return int(self.value.removeprefix("u").removeprefix("int"))
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether it holds negative integers."""
+        return not self.value.startswith("u")
 
     @property
     def qmin(self) -> int:
         """Smallest integer of the type."""
-        return 0 if self is IntType.UINT8 else -(2 ** (self.bits - 1))
+        return -(2 ** (self.bits - 1)) if self.is_signed else 0
 
     @property
     def qmax(self) -> int:
         """Largest integer of the type."""
-        return 255 if self is IntType.UINT8 else 2 ** (self.bits - 1) - 1
+        return 2 ** (self.bits - self.is_signed) - 1
+
+    @property
+    def middle(self) -> int:
+        """Where a symmetric zero point lies: 0 of a signed type, 128 of uint8, 32768 of uint16."""
+        return 0 if self.is_signed else 2 ** (self.bits - 1)
+
+    @property
+    def holder(self) -> str:
+        """The numpy type that holds its integers: its own, or int8 for int4, of which numpy has
+        none."""
+        return "int8" if self is IntType.INT4 else self.value
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ __all__ = [
     "Gate",
     "HandoffSection",
     "Method",
+    "NodePrecision",
     "PartSection",
     "PartValue",
     "QuantizeSection",
@@ -287,8 +288,31 @@ class CalibrateSection(Section):
 Step = Literal["weights-mse", "bias"]
 
 
+class NodePrecision(Section):
+    """The bits of single nodes: of the one called ``name``, or of all whose names fit a pattern
+    (``*``, ``?``). ``weights: float`` keeps a node float as a whole; ``activations: int16`` gives
+    what goes in and out of it 16 bits, and int8 the target's own 8-bit type."""
+
+    name: str
+    weights: Literal["int8", "int4", "float"] | None = None
+    activations: Literal["int8", "int16"] | None = None
+    reason: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "NodePrecision":
+        if self.weights is None and self.activations is None:
+            raise ValueError(f"`{self.name}`: give `weights`, `activations` or both")
+        if self.weights == "float" and self.activations == "int16":
+            raise ValueError(f"`{self.name}`: a float node has no 16-bit activations")
+        return self
+
+
 class QuantizeSection(Section):
     """What becomes integer. ``exclude`` names nodes that stay float, each with a reason.
+
+    ``weights: int4`` gives weights 4 bits, but for the network's ends and embeddings of a number,
+    which keep 8; ``precision`` says otherwise of single nodes. ``storage: int8`` stores those
+    integers a byte each, for targets that read no packed ones.
 
     ``saturation: narrow`` gives weights fewer steps in exactly the output channels whose sums of
     pairs could leave int16 on x86 without VNNI; ``ignore`` lets them. Unless given, the target
@@ -298,7 +322,9 @@ class QuantizeSection(Section):
     the type that it takes, and a verdict and a bundle of its own. ``steps`` refine the numbers.
     """
 
-    weights: Literal["int8"] = "int8"
+    weights: Literal["int8", "int4"] = "int8"
+    storage: Literal["packed", "int8"] = "packed"
+    precision: tuple[NodePrecision, ...] = ()
     exclude: tuple[Waiver, ...] = ()
     saturation: Literal["ignore", "narrow"] | None = None
     also_for: tuple[str, ...] = ()

@@ -167,6 +167,9 @@ class Target(_Facts):
     the integers go unused. With ``power_of_two`` every scale, of activations and of weights, is a
     power of two, for hardware that shifts where others multiply. With either no operator is folded
     away, as its bounds are not those of the integers.
+    ``weight_types`` are those in which a file may store weights, ``weight_type`` the one that is
+    written unless another is asked for; ``wide_activations`` says where an operator runs whose
+    activations have 16 bits.
     ``in_place_ops`` leave their input's bytes where they are if its parameters do not change.
     ``rewrites`` are wanted at export beside those that every target gets.
     ``operators`` is the table of where each runs, ``other_operators`` where those run that it does
@@ -185,6 +188,8 @@ class Target(_Facts):
     sources: dict[str, str] = {}
     activation_type: IntType
     weight_type: IntType
+    weight_types: tuple[IntType, ...] = (IntType.INT8,)
+    wide_activations: Literal["float", "refused"] = "refused"
     per_channel: bool
     activation_symmetric: bool = False
     power_of_two: bool = False

@@ -1,9 +1,10 @@
 import math
 
-import numpy as np
+import ml_dtypes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
 from onnxq.qtypes import AffineParameters, IntType, Range
 
@@ -11,8 +12,9 @@ numbers = st.floats(-1e30, 1e30)
 
 
 @pytest.mark.parametrize("type_", list(IntType))
-def test_integer_types_have_the_limits_of_their_numpy_type(type_):
-    limits = np.iinfo(type_.value)
+def test_integer_types_have_the_limits_that_numpy_and_onnx_give_them(type_):
+    of_onnx = helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(type_.name))
+    limits = ml_dtypes.iinfo(of_onnx)
     assert (type_.qmin, type_.qmax, type_.bits) == (limits.min, limits.max, limits.bits)
 
 

@@ -14,6 +14,8 @@ ALL = tuple(sorted((*BASES, *VARIANTS)))
 CLAIMS = {
     "activation_type",
     "weight_type",
+    "weight_types",
+    "wide_activations",
     "per_channel",
     "batch",
     "dynamic_shapes",
@@ -69,7 +71,8 @@ def test_every_fact_has_its_source(name):
         for field in CLAIMS
         if getattr(target, field) != type(target).model_fields[field].default
     }
-    assert used | {"judged_as", "batch", "dynamic_shapes"} == set(target.facts)
+    always = {"judged_as", "batch", "dynamic_shapes", "weight_types", "wide_activations"}
+    assert used | always == set(target.facts)
     sourced = [*target.facts.values(), *target.operators, *target.memory, *target.versions]
     assert target.io is not None
     works = tuple(target.sources.values())

@@ -57,17 +57,15 @@ from onnxq.artifacts.memory import (
     ValidateReport,
 )
 from onnxq.artifacts.origin import Ingredient, Origin, RebuildCheck
-from onnxq.artifacts.quantization import Conversion, FloatNode, QuantizedModel, TensorParameters
-from onnxq.artifacts.rules import NodePrediction, Prediction, PredictionShare, RuleResult
-from onnxq.artifacts.split import (
-    Carried,
-    HostStep,
-    LoopStep,
-    Manifest,
-    PartFacts,
-    RunStep,
-    Step,
+from onnxq.artifacts.quantization import (
+    Conversion,
+    FloatNode,
+    QuantizedModel,
+    TensorParameters,
+    WeightPrecision,
 )
+from onnxq.artifacts.rules import NodePrediction, Prediction, PredictionShare, RuleResult
+from onnxq.artifacts.split import HostStep, Manifest, PartFacts, RunStep, Step
 from onnxq.artifacts.verification import (
     ST_METRICS,
     AuditRow,
@@ -95,7 +93,6 @@ __all__ = [
     "AuditRow",
     "Bundle",
     "CalibrationResult",
-    "Carried",
     "CellCount",
     "CellCoverage",
     "CheckpointFacts",
@@ -128,7 +125,6 @@ __all__ = [
     "LayerCost",
     "LayerDistance",
     "Ledger",
-    "LoopStep",
     "Manifest",
     "MemoryEstimate",
     "MetricRow",
@@ -172,4 +168,5 @@ __all__ = [
     "Verdict",
     "VerificationReport",
     "WaivedKey",
+    "WeightPrecision",
 ]

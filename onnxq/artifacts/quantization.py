@@ -10,6 +10,7 @@ __all__ = [
     "FloatNode",
     "QuantizedModel",
     "TensorParameters",
+    "WeightPrecision",
 ]
 
 
@@ -26,6 +27,15 @@ class TensorParameters(Record):
         return AffineParameters(self.scale, self.zero_point, self.type)
 
 
+class WeightPrecision(Record):
+    """The grid of a node's weight, the type in which the file stores its integers (``int4`` numbers
+    may lie in ``int8``), and why; no reason where that was asked for all nodes."""
+
+    type: IntType
+    stored: IntType
+    reason: str = ""
+
+
 class FloatNode(Record):
     """A node that stays float, and why."""
 
@@ -37,7 +47,8 @@ class FloatNode(Record):
 class QuantizedModel(Record):
     """A Q/DQ file; ``quantized_nodes`` maps names to operators, ``calibration`` is what its ranges
     come from: the samples among them, so that it is never judged on one. ``moved`` says by node how
-    many steps its ``weight`` or ``bias`` was moved from FP32's at most, before it was rounded."""
+    many steps its ``weight`` or ``bias`` was moved from FP32's at most, before it was rounded.
+    ``weight_precision`` says by node where weights are not as the target has them by default."""
 
     model: FileFacts
     fp32_sha256: str
@@ -50,6 +61,7 @@ class QuantizedModel(Record):
     activations: dict[str, TensorParameters]
     steps: tuple[str, ...] = ()
     moved: dict[str, dict[str, float]] = {}
+    weight_precision: dict[str, WeightPrecision] = {}
     findings: tuple[Finding, ...] = ()
     made_up_data: bool = False
     calibration: CalibrationResult | None = None

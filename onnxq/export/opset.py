@@ -2,7 +2,8 @@
 
 import onnx
 
-from onnxq.errors import ExportError
+from onnxq.errors import ExportError, ModelError
+from onnxq.graph import newer_opset
 
 __all__ = ["OLDEST", "convert_opset", "opset_of"]
 
@@ -41,9 +42,9 @@ def convert_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 def _upgraded(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     try:
-        return onnx.version_converter.convert_version(model, opset)
-    except Exception as fault:  # the converter raises RuntimeError and onnx's own errors
-        raise _failure(opset_of(model), opset, str(fault).strip().splitlines()[0]) from fault
+        return newer_opset(model, opset)
+    except ModelError as fault:
+        raise _failure(opset_of(model), opset, fault.what.partition(": ")[2]) from fault
 
 
 def _checked(model: onnx.ModelProto, present: int, opset: int) -> onnx.ModelProto:

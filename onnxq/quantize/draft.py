@@ -1,6 +1,6 @@
 """What refine steps work on: a float graph with the parameters that it will be quantized with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +9,15 @@ import onnx_ir as ir
 from jaxtyping import Shaped
 
 from onnxq.errors import QuantizationError
+from onnxq.graph import constant_of
 from onnxq.progress import Progress
-from onnxq.quantize.plan import Plan
+from onnxq.qtypes import IntType
+from onnxq.quantize.plan import Plan, WeightParameters
 from onnxq.quantize.qdq import insert_qdq
 from onnxq.samples import Samples
 from onnxq.target import Target
 
-__all__ = ["Draft", "Evidence"]
+__all__ = ["Draft", "Evidence", "cut_to_grid", "draft_of"]
 
 _HELD_BACK = 4  # every fourth run is for judging
 _MOST_RUNS = 64
@@ -40,6 +42,30 @@ class Draft:
     def copy(self) -> ir.Model:
         """The graph, to be changed by a step."""
         return ir.from_proto(ir.to_proto(self.graph))
+
+
+def draft_of(graph: ir.Model, plan: Plan, target: Target, *, narrow: bool = False) -> Draft:
+    """The draft of ``graph``, which is left as it is: its 4-bit weights, whose scales of least
+    error do not reach all of them, are cut to the ends of their grids."""
+    draft = Draft(graph, plan, target, narrow)
+    four = {name: each for name, each in plan.weights.items() if each.type is IntType.INT4}
+    if not four:
+        return draft
+    copy = draft.copy()
+    cut_to_grid(copy, four)
+    return Draft(copy, plan, target, narrow)
+
+
+def cut_to_grid(graph: ir.Model, weights: Mapping[str, WeightParameters]) -> None:
+    """Bring what of ``weights`` lies beyond ±127 (±7) steps to the end of the grid, in place."""
+    for name, parameters in weights.items():
+        value = graph.graph.initializers.get(name)
+        weight = constant_of(value)
+        if value is None or weight is None:
+            continue
+        ends = parameters.type.qmax * parameters.spread(weight.ndim)
+        cut = np.clip(weight, -ends, ends).astype(np.float32)
+        value.const_value = ir.tensor(cut, name=value.name)
 
 
 class Evidence:

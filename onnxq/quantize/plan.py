@@ -24,7 +24,10 @@ from onnxq.placement import (
     roots_of,
 )
 from onnxq.qtypes import AffineParameters, IntType, Range
+from onnxq.quantize.least_error import least_error_scales, rows_of
 from onnxq.quantize.narrow import narrowed_scales
+from onnxq.quantize.precision import AS_THE_TARGET, Precision
+from onnxq.quantize.wide import widened
 from onnxq.target import Target
 
 __all__ = ["Plan", "WeightParameters", "make_plan"]
@@ -37,11 +40,19 @@ _INT32_MAX = 2**31 - 1
 
 @dataclass(frozen=True)
 class WeightParameters:
-    """Symmetric scales of one weight: one for each channel of ``axis``, or a single one (None)."""
+    """Symmetric scales of one weight: one for each channel of ``axis``, or a single one (None).
+
+    ``type`` is the grid, −127…127 or −7…7; ``stored`` the type of the integers in the file.
+    """
 
     axis: int | None
     scales: Float[np.ndarray, " channels"]
     type: IntType
+    stored: IntType = IntType.INT8
+
+    def spread(self, rank: int) -> Float[np.ndarray, "..."]:
+        """The scales, broadcasting to a weight of that rank."""
+        return self.scales.reshape([-1 if dim == self.axis else 1 for dim in range(rank)])
 
 
 @dataclass(frozen=True)
@@ -66,11 +77,13 @@ def make_plan(
     exclude: Mapping[str, str],
     *,
     narrow: bool = False,
+    precision: Precision = AS_THE_TARGET,
 ) -> Plan:
     """Choose nodes by the target's operator lists, and parameters by the calibrated ranges.
 
     ``exclude`` maps names of nodes that stay float to the reason. With ``narrow`` the weights of
-    channels that could saturate on x86 without VNNI have fewer steps, until they cannot. Raises
+    channels that could saturate on x86 without VNNI have fewer steps, until they cannot;
+    ``precision`` says which weights and activations have other types than the target's. Raises
     QuantizationError for a name that no node has, and if nothing at all can become integer;
     StaleRecordError if ``ranges`` lack a tensor that is needed.
     """
@@ -85,7 +98,8 @@ def make_plan(
             do="`onnxq inspect MODEL --target T` lists every node with the reason",
         )
     activations = _activation_parameters(chosen, nodes, target, ranges)
-    weights, findings = _weight_parameters(chosen, target, activations, narrow=narrow)
+    activations = widened(activations, chosen, target, precision.wide)
+    weights, findings = _weight_parameters(chosen, target, activations, precision, narrow=narrow)
     return Plan(
         nodes=tuple(str(node.name) for node in chosen),
         float_nodes=tuple(
@@ -250,6 +264,7 @@ def _weight_parameters(
     chosen: Sequence[ir.Node],
     target: Target,
     activations: Mapping[str, AffineParameters],
+    precision: Precision,
     *,
     narrow: bool,
 ) -> tuple[dict[str, WeightParameters], list[Finding]]:
@@ -259,26 +274,28 @@ def _weight_parameters(
         weight = constant_of(node.inputs[1]) if node.op_type in WEIGHTED else None
         if weight is None or node.inputs[1] is None:
             continue
-        axis = _weight_axis(node, weight, target)
-        channels, of = (weight.reshape(1, -1), 0) if axis is None else (weight, axis)
-        scales = symmetric_weight_scales(
-            channels, of, target.weight_type, power_of_two=target.power_of_two
-        )
+        axis, two = _weight_axis(node, weight, target), target.power_of_two
+        bits = precision.weights.get(str(node.name))
+        kind, stored = (bits.type, bits.stored) if bits else (target.weight_type,) * 2
+        rows = rows_of(weight, axis)
+        scales = symmetric_weight_scales(rows, 0, kind, power_of_two=two)
+        if kind is IntType.INT4:
+            scales = least_error_scales(rows, scales, kind, power_of_two=two)
         bias = constant_input(node, 2)
         input_scale = activations[str(node.inputs[0].name)].scale if node.inputs[0] else 1.0
         if bias is not None:
             scales, widened = _scales_that_hold_bias(scales, bias, input_scale)
             findings += [_widened_finding(node, widened)] if widened else []
-            if target.power_of_two:
+            if two:
                 scales = powers_of_two_above(scales).astype(np.float32)
         name = str(node.inputs[1].name)
         if name in found:  # its bias too must fit
             scales = np.maximum(scales, found[name].scales)
-        if narrow:
-            wide, of_two = scales, target.power_of_two
-            scales = narrowed_scales(node, weight, wide, axis, power_of_two=of_two)
+        if narrow and kind is not IntType.INT4:  # two products of 4 bits always fit into int16
+            wide = scales
+            scales = narrowed_scales(node, weight, wide, axis, power_of_two=two)
             findings += _narrowed_finding(node, wide, scales)
-        found[name] = WeightParameters(axis, scales, target.weight_type)
+        found[name] = WeightParameters(axis, scales, kind, stored)
     return found, findings
 
 

@@ -13,6 +13,7 @@ import onnxruntime
 from onnxq.errors import QuantizationError, RuntimeFailureError
 from onnxq.qdq import QDQ, QUANTIZE
 from onnxq.qtypes import AffineParameters, IntType
+from onnxq.quantize.int4 import store_packed
 from onnxq.quantize.plan import Plan
 from onnxq.target import Target
 
@@ -33,7 +34,12 @@ ARGUMENTS = (  # of QDQQuantizer, those that are given by name
     "per_channel", "reduce_range", "weight_qType", "activation_qType", "tensors_range",
     "nodes_to_quantize", "nodes_to_exclude", "op_types_to_quantize", "extra_options",
 )  # fmt: skip
-_TYPES = {IntType.INT8: QuantType.QInt8, IntType.UINT8: QuantType.QUInt8}
+_TYPES = {
+    IntType.INT8: QuantType.QInt8,
+    IntType.UINT8: QuantType.QUInt8,
+    IntType.INT16: QuantType.QInt16,
+    IntType.UINT16: QuantType.QUInt16,
+}
 _DEQUANTIZED = "_DequantizeLinear_Output"
 _SHORTER = {
     "_QuantizeLinear_Output": ".q",
@@ -52,7 +58,8 @@ _SHORTER = {
 def insert_qdq(model: onnx.ModelProto, plan: Plan, target: Target) -> onnx.ModelProto:
     """A Q/DQ copy of the FP32 ``model`` that carries exactly the parameters of ``plan``.
 
-    Raises QuantizationError if the file would carry others, RuntimeFailureError if the installed
+    Weights that the plan gives 4 bits lie on their grids already, cut to its ends. Raises
+    QuantizationError if the file would carry others, RuntimeFailureError if the installed
     onnxruntime has another quantizer.
     """
     refuse_unsuitable()
@@ -85,6 +92,8 @@ def insert_qdq(model: onnx.ModelProto, plan: Plan, target: Target) -> onnx.Model
         rewritten: onnx.ModelProto = quantizer.model.model
     _leave_inputs_exact(rewritten, plan)
     _prove_parameters(rewritten, plan)
+    packed = [name for name, weight in plan.weights.items() if weight.stored is IntType.INT4]
+    store_packed(rewritten, {f"{name}_quantized": f"{name}.i4" for name in packed})
     return _slim(rewritten, keep={f"{name}_zero_point" for name in plan.weights})
 
 
@@ -131,7 +140,7 @@ def _overrides(plan: Plan) -> dict[str, list[dict[str, Any]]]:
     for name, weight in plan.weights.items():
         axis = {} if weight.axis is None else {"axis": weight.axis}
         overrides[name] = [
-            _override(AffineParameters(float(scale), 0, weight.type)) | axis
+            _override(AffineParameters(float(scale), 0, IntType.INT8)) | axis  # of the grid ±7 too
             for scale in weight.scales
         ]
     return overrides

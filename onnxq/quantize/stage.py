@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from onnxq.artifacts import (
@@ -14,18 +15,23 @@ from onnxq.errors import QuantizationError, StaleRecordError
 from onnxq.graph import (
     MADE_UP_STAMP,
     load_model,
+    newer_opset,
     refuse_quantized,
     refuse_uncanonical,
     save_model,
 )
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
-from onnxq.quantize.draft import Draft, Evidence
+from onnxq.qtypes import IntType
+from onnxq.quantize.draft import Evidence, draft_of
+from onnxq.quantize.int4 import OPSET
 from onnxq.quantize.plan import make_plan
+from onnxq.quantize.precision import Precision, left_float, precision_of, refuse_unsupported
 from onnxq.quantize.steps import moved_constants, refine
 from onnxq.quantize.unshare import unshare_constants
 from onnxq.recipe import PartSection, QuantizeSection
 from onnxq.samples import Samples
+from onnxq.shapes import infer_shapes
 from onnxq.splitting.manifest import PARTS, write_parts
 from onnxq.store import digest_of, facts_of_file, save_record, sha256_of_file
 from onnxq.target import Target
@@ -52,7 +58,7 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
 
     Raises StaleRecordError if the ranges were made from another graph, ModelError if the graph is
     quantized already or not in canonical form, QuantizationError as the plan demands,
-    or for steps without samples.
+    or for steps without samples, TargetRuleError for bits that the target has no place for.
     """
     fp32_sha256 = sha256_of_file(model_path)
     if calibration.model_sha256 != fp32_sha256:
@@ -64,11 +70,10 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
     original = load_model(model_path)
     refuse_quantized(original, model_path.name)
     refuse_uncanonical(original, model_path.name)
-    graph, steps = unshare_constants(ir.from_proto(original))
-    exclude = {waiver.name: waiver.reason for waiver in section.exclude}
-    narrow = _narrows(section, target)
-    plan = make_plan(graph, target, calibration.ranges, exclude, narrow=narrow)
-    draft = Draft(graph, plan, target, narrow)
+    graph, precision, steps = _prepared(original, section, target)
+    narrow, exclude = _narrows(section, target), left_float(graph, section)
+    plan = make_plan(graph, target, calibration.ranges, exclude, narrow=narrow, precision=precision)
+    draft = draft_of(graph, plan, target, narrow=narrow)
     if section.steps:
         if samples is None:
             raise QuantizationError(
@@ -91,7 +96,7 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
         fp32_sha256=fp32_sha256,
         calibration_sha256=digest_of(calibration.model_dump(mode="json")),
         target=target.name,
-        weight_type=target.weight_type,
+        weight_type=IntType(section.weights),
         activation_type=target.activation_type,
         quantized_nodes={
             str(node.name): node.op_type for node in graph.graph if str(node.name) in plan.nodes
@@ -103,6 +108,9 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
         },
         steps=steps,
         moved=moved_constants(graph, draft),
+        weight_precision={
+            name: each for name, each in precision.weights.items() if name in plan.nodes
+        },
         findings=(*calibration.findings, *plan.findings),
         made_up_data=calibration.choice.made_up,
         calibration=calibration,
@@ -111,6 +119,21 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
     )
     save_record(record, output.with_suffix(".json"))
     return record
+
+
+def _prepared(
+    original: onnx.ModelProto, section: QuantizeSection, target: Target
+) -> tuple[ir.Model, Precision, tuple[str, ...]]:
+    """The graph to plan on, with a constant for each use, at an opset that has the types asked for;
+    what each node is to have; what was done."""
+    refuse_unsupported(section, [target])
+    graph, steps = unshare_constants(ir.from_proto(original))
+    precision = precision_of(graph, section)
+    if precision.needs_opset_21 and graph.opset_imports.get("", 0) < OPSET:
+        newer = infer_shapes(newer_opset(ir.to_proto(graph), OPSET), "at opset 21")
+        steps = (*steps, f"raised opset {graph.opset_imports.get('', 0)} to {OPSET}")
+        graph = ir.from_proto(newer)
+    return graph, precision, steps
 
 
 def _narrows(section: QuantizeSection, target: Target) -> bool:

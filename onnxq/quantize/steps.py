@@ -88,12 +88,10 @@ def moved_constants(before: ir.Model, draft: Draft) -> dict[str, dict[str, float
         if node.op_type not in WEIGHTED or data is None or weight is None or planned is None:
             continue
         old = (*nodes[str(node.name)].inputs, None)
-        shape = [1] * len(weight.shape or ())
-        if planned.axis is not None:
-            shape[planned.axis] = -1
+        spread = planned.spread(len(weight.shape or ())).astype(np.float64)
         scales = planned.scales.astype(np.float64)
         found = {
-            "weight": _distance(weight, old[1], scales.reshape(shape)),
+            "weight": _distance(weight, old[1], spread),
             "bias": _distance(bias, old[2], scales * draft.plan.activations[str(data.name)].scale),
         }
         if any(found.values()):
