@@ -28,6 +28,14 @@ from onnxq.artifacts.calibration import (
     Sufficiency,
     TensorRange,
 )
+from onnxq.artifacts.device import (
+    CompilerCheck,
+    DeviceResults,
+    DumpCheck,
+    ProcessorCheck,
+    ProcessorRow,
+)
+from onnxq.artifacts.distances import ST_METRICS, Distances, LayerDistance, OutputDistance
 from onnxq.artifacts.dump import DumpComparison, DumpLayer
 from onnxq.artifacts.execution import (
     Execution,
@@ -36,7 +44,6 @@ from onnxq.artifacts.execution import (
     NodeExecution,
     NodeTime,
     OperatorTime,
-    OutputDistance,
     TimeLedger,
 )
 from onnxq.artifacts.export import CheckpointFacts, ExportedModel, ParityCheck
@@ -53,6 +60,7 @@ from onnxq.artifacts.memory import (
     PlacedTensor,
     PoolUse,
     ReportedValue,
+    SizeLine,
     TimeBound,
     ValidateReport,
 )
@@ -67,7 +75,6 @@ from onnxq.artifacts.quantization import (
 from onnxq.artifacts.rules import NodePrediction, Prediction, PredictionShare, RuleResult
 from onnxq.artifacts.split import HostStep, Manifest, PartFacts, RunStep, Step
 from onnxq.artifacts.verification import (
-    ST_METRICS,
     AuditRow,
     Comparison,
     Coverage,
@@ -76,13 +83,9 @@ from onnxq.artifacts.verification import (
     GateResult,
     GroupRow,
     Interval,
-    LayerDistance,
     MetricRow,
     PartsCheck,
-    ProcessorCheck,
-    ProcessorRow,
     SaturationRow,
-    SizeLine,
     VerificationReport,
 )
 
@@ -100,10 +103,14 @@ __all__ = [
     "Comparison",
     "CompiledEpoch",
     "CompiledPool",
+    "CompilerCheck",
     "Conversion",
     "CostTotal",
     "Coverage",
     "CoverageLine",
+    "DeviceResults",
+    "Distances",
+    "DumpCheck",
     "DumpComparison",
     "DumpLayer",
     "Execution",

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from onnxq.artifacts.base import Record
-from onnxq.artifacts.verification import LayerDistance
+from onnxq.artifacts.distances import LayerDistance
 
 __all__ = ["DumpComparison", "DumpLayer"]
 

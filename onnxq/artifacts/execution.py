@@ -11,7 +11,6 @@ __all__ = [
     "NodeExecution",
     "NodeTime",
     "OperatorTime",
-    "OutputDistance",
     "TimeLedger",
 ]
 
@@ -107,23 +106,3 @@ class TimeLedger(Record):
     float_is_twin: bool
     runs: int
     made_up_data: bool
-
-
-class OutputDistance(Record):
-    """How far INT8 fused is from INT8 as the graph says, over all outputs and samples.
-
-    ``steps`` is the largest difference of one value in steps of its output's scale; None where an
-    output has no scale. Distances are ST Edge AI's.
-    """
-
-    samples: int
-    sqnr_db: float
-    rmse: float
-    mae: float
-    l2r: float
-    mean: float
-    std: float
-    nse: float
-    cos: float
-    largest: float
-    steps: float | None = None

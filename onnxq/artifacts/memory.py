@@ -4,7 +4,6 @@ the vendor's compiler reports of both."""
 from typing import Literal
 
 from onnxq.artifacts.base import Record
-from onnxq.artifacts.verification import SizeLine
 
 __all__ = [
     "CompiledEpoch",
@@ -19,6 +18,7 @@ __all__ = [
     "PlacedTensor",
     "PoolUse",
     "ReportedValue",
+    "SizeLine",
     "TimeBound",
     "ValidateReport",
 ]
@@ -85,6 +85,14 @@ class MemoryEstimate(Record):
     overflow: tuple[str, ...]
     assumptions: tuple[str, ...]
     tensors: tuple[PlacedTensor, ...]
+
+
+class SizeLine(Record):
+    """One row of the size ledger."""
+
+    what: str
+    fp32_bytes: int
+    int8_bytes: int | None
 
 
 class LayerCost(Record):
@@ -169,7 +177,8 @@ class GenerateReport(Record):
     with, as ``profile@file``; empty if the report does not repeat its command line.
 
     ``models`` are the names of files that it says it is about, ``values`` the inputs and outputs;
-    ``weights_bytes`` and ``activations_bytes`` its own totals. Empty or None: it says nothing."""
+    ``weights_bytes`` and ``activations_bytes`` its own totals, ``macc`` the multiply-accumulates
+    that it counts. Empty or None: it says nothing."""
 
     file: str
     tool_version: str
@@ -181,6 +190,7 @@ class GenerateReport(Record):
     values: tuple[ReportedValue, ...] = ()
     weights_bytes: int | None = None
     activations_bytes: int | None = None
+    macc: int | None = None
 
 
 class InfoReport(Record):

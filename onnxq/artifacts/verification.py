@@ -4,12 +4,14 @@ from typing import Literal
 
 from onnxq.artifacts.base import FileFacts, Finding, Provenance, Record, Verdict
 from onnxq.artifacts.calibration import Passport, SampleChoice, TensorRange
-from onnxq.artifacts.execution import NodeExecution, OutputDistance
+from onnxq.artifacts.device import DeviceResults
+from onnxq.artifacts.distances import LayerDistance, OutputDistance
+from onnxq.artifacts.execution import NodeExecution
 from onnxq.artifacts.export import ParityCheck
+from onnxq.artifacts.memory import SizeLine
 from onnxq.artifacts.quantization import FloatNode
 
 __all__ = [
-    "ST_METRICS",
     "AuditRow",
     "Comparison",
     "Coverage",
@@ -18,17 +20,11 @@ __all__ = [
     "GateResult",
     "GroupRow",
     "Interval",
-    "LayerDistance",
     "MetricRow",
     "PartsCheck",
-    "ProcessorCheck",
-    "ProcessorRow",
     "SaturationRow",
-    "SizeLine",
     "VerificationReport",
 ]
-
-ST_METRICS = ("rmse", "mae", "l2r", "mean", "std", "nse", "cos")  # as ST Edge AI names them
 
 
 class AuditRow(Record):
@@ -142,26 +138,6 @@ class Comparison(Record):
     label_high: float | None = None
 
 
-class LayerDistance(Record):
-    """Distance of one tensor between FP32 and INT8, in ST Edge AI's terms.
-
-    ``sqnr_db`` = 10·log10(Σ ref² / Σ (ref − got)²); ``l2r`` = ‖ref − got‖₂ / ‖ref‖₂; ``nse`` =
-    Nash–Sutcliffe efficiency; ``mean`` and ``std`` are those of the error.
-    """
-
-    tensor: str
-    node: str
-    op_type: str
-    sqnr_db: float
-    rmse: float
-    mae: float
-    l2r: float
-    mean: float
-    std: float
-    nse: float
-    cos: float
-
-
 class GateResult(Record):
     """One gate and what it saw."""
 
@@ -173,14 +149,6 @@ class GateResult(Record):
     judge: Literal["point", "bound"]
     verdict: Verdict
     needs: str = ""
-
-
-class SizeLine(Record):
-    """One row of the size ledger."""
-
-    what: str
-    fp32_bytes: int
-    int8_bytes: int | None
 
 
 class PartsCheck(Record):
@@ -224,44 +192,11 @@ class SaturationRow(Record):
     verdict: Literal["cannot", "can", "not on the data", "does"]
 
 
-class ProcessorRow(Record):
-    """Known answers of a bundle replayed on one processor, at one level of optimization.
-
-    ``part`` is empty for the whole model; ``decides`` at the level that the model was judged at.
-    ``differing`` of the ``elements`` of ``vectors`` answers are not the same to the last bit, by
-    ``most_steps`` output steps at most.
-    """
-
-    cpu: str
-    part: str
-    level: str
-    decides: bool
-    vectors: int
-    elements: int
-    differing: int
-    most_steps: float
-
-
-class ProcessorCheck(Record):
-    """A bundle's own self-test under emulation of other processors.
-
-    ``sums_sha256`` is that of the bundle's SHA256SUMS, ``exit_codes`` the self-test's, by
-    processor; an answer may be off by ``tolerance_steps``. ``sources`` are the SHA-256 of every
-    package that was fetched.
-    """
-
-    bundle: str
-    sums_sha256: str
-    emulator: str
-    packages: dict[str, str]
-    sources: dict[str, str]
-    tolerance_steps: float
-    exit_codes: dict[str, int]
-    rows: tuple[ProcessorRow, ...]
-
-
 class VerificationReport(Record):
-    """Everything that was measured on the file that ships."""
+    """Everything that was measured on the file that ships.
+
+    ``device`` is what was found after the hand-off, in the report that is then written anew.
+    """
 
     verdict: Verdict
     reasons: tuple[str, ...]
@@ -288,4 +223,5 @@ class VerificationReport(Record):
     parity: tuple[ParityCheck, ...] = ()
     findings: tuple[Finding, ...] = ()
     waived: tuple[str, ...] = ()
+    device: DeviceResults | None = None
     provenance: Provenance

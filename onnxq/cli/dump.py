@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxq.artifacts import ST_METRICS
+from onnxq.artifacts import ST_METRICS, DumpCheck
 from onnxq.cli.console import DONE, Screen, command_options
+from onnxq.cli.device import no_report_option, say_kept
 from onnxq.cli.flags import path_type
 from onnxq.errors import EXIT_PASSED, EXIT_WORSE
 
@@ -20,13 +21,17 @@ __all__ = ["compare_dump"]
 @click.command("compare-dump")
 @click.argument("bundle", type=path_type)
 @click.argument("dump", type=path_type)
+@no_report_option
 @command_options
-def compare_dump(bundle: Path, dump: Path, screen: Screen) -> int:
+def compare_dump(bundle: Path, dump: Path, no_report: bool, screen: Screen) -> int:
     """Name the first layer of DUMP, a device's .npz, .csv or .bin, that departs from BUNDLE's.
 
-    Exit 0: equal, or every difference is rounding. 1: a layer departs. 2: cannot be read.
+    Exit 0: equal, or every difference is rounding. 1: a layer departs. 2: cannot be read. What is
+    found is kept in device/ of the bundle, where its report is written anew.
     """
+    from onnxq.plain.device import judged_file, now
     from onnxq.plain.dump import compare_dump as compare
+    from onnxq.store import facts_of_file
 
     found = compare(bundle, dump, screen.progress)
     for note in found.notes:
@@ -39,6 +44,14 @@ def compare_dump(bundle: Path, dump: Path, screen: Screen) -> int:
         screen.say(line)
     departs = found.verdict == "departs"
     screen.say(found.statement, mark="[red]✗[/] " if departs else DONE)
+    if not no_report:
+        check = DumpCheck(
+            model=judged_file(bundle, found.model),
+            when=now(),
+            dump=facts_of_file(dump),
+            comparison=found,
+        )
+        say_kept(bundle, [check], screen)
     code = EXIT_WORSE if departs else EXIT_PASSED
     screen.result({"exit_code": code, **found.model_dump(mode="json")})
     return code

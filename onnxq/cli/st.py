@@ -10,6 +10,7 @@ from rich.table import Table
 from onnxq.artifacts import (
     ST_METRICS,
     Bundle,
+    CompilerCheck,
     Finding,
     GenerateReport,
     InfoReport,
@@ -19,6 +20,7 @@ from onnxq.artifacts import (
     VerificationReport,
 )
 from onnxq.cli.console import DONE, Screen, command_options
+from onnxq.cli.device import no_report_option, say_kept
 from onnxq.cli.flags import path_type
 from onnxq.errors import EXIT_PASSED, EXIT_WORSE, StaleRecordError, UsageError
 from onnxq.handoff.contract import Contract
@@ -35,8 +37,9 @@ _BAD = "[red]✗[/] "
 @click.command("compare-st")
 @click.argument("bundle", type=path_type)
 @click.argument("reports", type=path_type, nargs=-1, required=True)
+@no_report_option
 @command_options
-def compare_st(bundle: Path, reports: tuple[Path, ...], screen: Screen) -> int:
+def compare_st(bundle: Path, reports: tuple[Path, ...], no_report: bool, screen: Screen) -> int:
     """Compare what ST's tool reported with the plan of BUNDLE, a folder of `onnxq handoff`.
 
     Where the model ships in parts, BUNDLE is the folder of one part.
@@ -44,11 +47,13 @@ def compare_st(bundle: Path, reports: tuple[Path, ...], screen: Screen) -> int:
     REPORTS are network_generate_report.txt, network_c_info.json or network_validate_report.txt.
     Ends with 1 where the compiler did something else than was planned: a software epoch for a node
     of the NPU, bytes in external RAM, a pool that overflows, memory that this network cannot have,
-    another version of the tool. With 2 where a report is of another model.
+    another version of the tool. With 2 where a report is of another model. What is found is kept
+    in device/ of the bundle, where its report is written anew.
     """
     from onnxq.handoff.st_compare import departures, plan_of
     from onnxq.handoff.st_reports import read_report
     from onnxq.handoff.st_values import refuse_another_model
+    from onnxq.plain.device import judged_file, now
 
     target = _target_of(bundle)
     contract = _contract_of(bundle)
@@ -57,9 +62,22 @@ def compare_st(bundle: Path, reports: tuple[Path, ...], screen: Screen) -> int:
     plan = plan_of(bundle / contract.model, target, float_edges=not _integer_edges(contract))
     own = _own_metrics(bundle, contract)
     found: list[Finding] = []
+    checks: list[CompilerCheck] = []
+    model, when = judged_file(bundle, contract.model), now()
     for report, names_model in zip(read, said, strict=True):
         fresh = departures(plan, report)
         found += fresh
+        checks.append(
+            CompilerCheck(
+                model=model,
+                when=when,
+                report=report,
+                departures=fresh,
+                activations_bytes=plan.memory.internal_bytes,
+                weights_bytes=plan.memory.weights_bytes,
+                macs=plan.macs,
+            )
+        )
         screen.say(report.file, mark=_BAD if fresh else DONE, style="bold")
         if not names_model:
             screen.say(f"  names no model: only its numbers say that it is of {contract.model}")
@@ -70,6 +88,8 @@ def compare_st(bundle: Path, reports: tuple[Path, ...], screen: Screen) -> int:
         for finding in fresh:
             screen.say(f"{finding.where}: {finding.what}", mark=f"  {_BAD}")
             screen.say(f"    → {finding.do}")
+    if not no_report:
+        say_kept(bundle, checks, screen)
     code = EXIT_WORSE if found else EXIT_PASSED
     screen.result(
         {
@@ -86,25 +106,14 @@ def compare_st(bundle: Path, reports: tuple[Path, ...], screen: Screen) -> int:
 # --- the bundle ---------------------------------------------------------------------------------
 
 
-def _top_of(bundle: Path) -> Path:
-    """The bundle's own folder: of a part that ships in it, the one above."""
-    for folder in (bundle, bundle.resolve().parent):
-        if (folder / _BUNDLE_FILE).is_file() and (bundle / _CONTRACT_FILE).is_file():
-            return folder
-    raise UsageError(
-        f"is no bundle: it holds no {_CONTRACT_FILE} and no {_BUNDLE_FILE}",
-        where=str(bundle),
-        do="give the folder that `onnxq handoff -o DIR` made, or that of one part in it",
-    )
-
-
 def _target_of(bundle: Path) -> "Target":
     """The bundle's target; UsageError if it is not one of ST's tool."""
     from onnxq.handoff.st_edge_ai import is_for_st
+    from onnxq.plain.device import top_of
     from onnxq.store import load_record
     from onnxq.target import load_target
 
-    target = load_target(load_record(Bundle, _top_of(bundle) / _BUNDLE_FILE).target)
+    target = load_target(load_record(Bundle, top_of(bundle) / _BUNDLE_FILE).target)
     if not is_for_st(target):
         raise UsageError(
             f"was handed off for {target.name}, which ST's tool does not compile for",
@@ -143,9 +152,10 @@ def _integer_edges(contract: Contract) -> bool:
 
 def _own_metrics(bundle: Path, contract: Contract) -> list[LayerDistance]:
     """Distances of onnxq's own report between FP32 and INT8 at the outputs; none without it."""
+    from onnxq.plain.device import top_of
     from onnxq.store import load_record
 
-    file = _top_of(bundle) / "report" / "report.json"
+    file = top_of(bundle) / "report" / "report.json"
     if not file.is_file():
         return []
     outputs = {value.name for value in contract.outputs}

@@ -37,13 +37,15 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)+")
 @dataclass(frozen=True)
 class Plan:
     """What was predicted of one model: the operator type of every node by name, those that run in
-    software among them, whether an input or output stays float, and the memory."""
+    software among them, whether an input or output stays float, the memory, and all
+    multiply-accumulates."""
 
     target: Target
     operators: dict[str, str]
     software: frozenset[str]
     float_edges: bool
     memory: MemoryEstimate
+    macs: int
 
     @property
     def version(self) -> str:
@@ -64,6 +66,7 @@ def plan_of(model: Path, target: Target, *, float_edges: bool = False) -> Plan:
         software=frozenset(node.node for node in predicted if node.runs not in _ON_NPU),
         float_edges=float_edges,
         memory=memory_of(model, target),
+        macs=sum(node.macs for node in predicted),
     )
 
 

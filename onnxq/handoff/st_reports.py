@@ -58,6 +58,7 @@ _TOTALS = re.compile(
     rf"^\s*Total\s*:\s*{_AMOUNT}\s*--\s*weights\s*:\s*{_AMOUNT}\s*activations\s*:\s*{_AMOUNT}",
     re.I | re.M,
 )
+_MACC = re.compile(r"^\s*macc\s*:\s*(\d[\d,]*)\s*$", re.I | re.M)
 _RANGE = re.compile(r"^\s*\w+\s*\[\s*0x[^\]]*\].*$", re.M)
 _PAIR = re.compile(rf"\b({'|'.join(_METRICS)})\s*=\s*({_NUMBER}%?|n\.a\.|nan|inf)", re.I)
 _HEAD = re.compile(r"^\s*output\s+((?:\w+\s+)*?cos)\b", re.I | re.M)
@@ -135,6 +136,7 @@ def parse_generate(text: str, file: str) -> GenerateReport:
         values=values_in(text),
         weights_bytes=_bytes_of(*totals.group(3, 4)) if totals else None,
         activations_bytes=_bytes_of(*totals.group(5, 6)) if totals else None,
+        macc=int(macc.group(1).replace(",", "")) if (macc := _MACC.search(text)) else None,
     )
 
 

@@ -253,7 +253,11 @@ def test_the_command_ends_with_2_where_it_cannot_judge(bundle, tmp_path, capsys)
 def test_a_part_is_judged_in_its_own_folder_and_the_whole_points_there(bundle, tmp_path, capsys):
     whole, part = tmp_path / "whole", tmp_path / "whole" / "Body"
     shutil.copytree(bundle, part)
-    (part / "bundle.json").replace(whole / "bundle.json")
+    record = json.loads((part / "bundle.json").read_text())
+    for file in (*record["files"], record["model"]):
+        file["name"] = f"Body/{file['name']}"
+    write(whole, "bundle.json", json.dumps(record))
+    (part / "bundle.json").unlink()
     top = json.loads((part / "contract.json").read_text()) | {"model": "pipeline.json"}
     write(whole, "contract.json", json.dumps(top))
     shutil.copytree(part, whole / "ort-x86")  # the whole for another target is no part

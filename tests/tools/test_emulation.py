@@ -11,13 +11,14 @@ import onnx
 import pytest
 
 from benchmarks.saturation_networks import made_up
-from onnxq.artifacts import ProcessorCheck
+from onnxq.artifacts import AnswerCheck, Bundle, DeviceResults, ProcessorCheck
 from onnxq.graph import load_model
 from onnxq.plain.calibrate import Data
 from onnxq.plain.quantize import quantize_file
+from onnxq.provenance import provenance
 from onnxq.recipe import CalibrateSection, QuantizeSection
 from onnxq.runtime import Session, with_outputs
-from onnxq.store import load_record
+from onnxq.store import facts_of_file, load_record, save_record
 from onnxq.target import load_target
 from tools.emulation import __main__ as program
 from tools.emulation import guests as guests_module
@@ -40,6 +41,15 @@ def bundle(folder: Path, most_steps: float, *, allowed_by: str = "tolerance") ->
     """A folder whose self-test reports a departure, and judges it as a real one does."""
     folder.mkdir()
     (folder / "SHA256SUMS").write_text("")
+    (folder / "contract.json").write_text("{}")
+    (folder / "int8.onnx").write_bytes(b"a model")
+    model = facts_of_file(folder / "int8.onnx")
+    answers = AnswerCheck(vectors=10, optimization="full", bit_exact=True)
+    record = Bundle(
+        model=model, target="ort-arm64", verdict="passed", files=(model,), rules=(),
+        answers=answers, provenance=provenance({}),
+    )  # fmt: skip
+    save_record(record, folder / "bundle.json")
     line = {
         "part": "", "level": "ORT_ENABLE_ALL", "decides": True, "vectors": 10, "elements": 20,
         "differing": 3 if most_steps else 0, "most_steps": most_steps, "first": "vector 0",
@@ -93,15 +103,26 @@ def test_a_self_test_that_could_not_check_is_an_error(tmp_path, text, said):
         check_bundle(tmp_path / "b", [native()], 1.0)
 
 
-def test_the_program_writes_the_record_beside_the_bundle(tmp_path, monkeypatch, capsys):
+def test_the_program_keeps_what_it_found_in_the_bundle(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(program, "arm_guests", lambda folder, cpus: [native(cpu) for cpu in cpus])
     folder = bundle(tmp_path / "b", 2.0)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert program.main(["arm", "--bundle", str(folder)]) == 1
-    record = load_record(ProcessorCheck, tmp_path / "arm-check.json")
+    (record,) = load_record(DeviceResults, folder / "device" / "device.json").processors
     assert set(record.exit_codes) == {"cortex-a72", "cortex-a76"}
     assert [row.most_steps for row in record.rows if row.decides] == [2.0, 2.0]
+    assert record.model == facts_of_file(folder / "int8.onnx")
     assert "MORE THAN 1" in capsys.readouterr().out
-    assert sorted(file.name for file in folder.iterdir()) == ["SHA256SUMS", "selftest.py"]
+    assert {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()} == before
+
+
+def test_the_record_alone_is_written_where_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "x86_guests", lambda folder, cpus: [native(cpu) for cpu in cpus])
+    folder = bundle(tmp_path / "b", 0.0)
+    output = tmp_path / "alone.json"
+    assert program.main(["avx2", "--bundle", str(folder), "-o", str(output)]) == 0
+    assert set(load_record(ProcessorCheck, output).exit_codes) == {"Haswell"}
+    assert not (folder / "device").exists()
 
 
 def test_the_program_ends_with_two_and_says_what_is_missing(tmp_path, monkeypatch, capsys):

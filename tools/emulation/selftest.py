@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxq.artifacts import ProcessorCheck, ProcessorRow
-from onnxq.store import sha256_of_file
+from onnxq.artifacts import Bundle, ProcessorCheck, ProcessorRow
+from onnxq.plain.device import judged_file, now
+from onnxq.store import load_record, sha256_of_file
 from tools.emulation.commands import EmulationError
 from tools.emulation.guests import Guest
 
@@ -19,7 +20,7 @@ SCRIPT = "selftest.py"
 def check_bundle(bundle: Path, guests: Sequence[Guest], tolerance: float) -> ProcessorCheck:
     """Run ``selftest.py`` of ``bundle`` on every guest; answers may be off by ``tolerance`` steps.
 
-    Raises EmulationError if the bundle has no self-test, or it could not check.
+    Raises EmulationError if the bundle has no self-test, or it could not check; StoreError.
     """
     if not (bundle / SCRIPT).is_file():
         raise EmulationError(
@@ -27,8 +28,11 @@ def check_bundle(bundle: Path, guests: Sequence[Guest], tolerance: float) -> Pro
             where=str(bundle),
             do="hand it off again for ort-arm64 or ort-x86, or name another with BUNDLE=…",
         )
+    model = load_record(Bundle, bundle / "bundle.json").model.name
     told = {guest.cpu: _run(bundle, guest, tolerance) for guest in guests}
     return ProcessorCheck(
+        model=judged_file(bundle, model),
+        when=now(),
         bundle=str(bundle),
         sums_sha256=sha256_of_file(bundle / "SHA256SUMS"),
         emulator=guests[0].emulator,

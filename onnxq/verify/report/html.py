@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from onnxq.artifacts import CellCoverage, LayerDistance, Verdict, VerificationReport
+from onnxq.verify.report import places
 from onnxq.verify.report.contents import WORST_LAYERS, worst
 from onnxq.verify.report.formatting import byte_unit, integer, interval, number, percent
 from onnxq.verify.report.observations import ClassAgreement, Pairs, limits_of_agreement
@@ -22,8 +23,9 @@ from onnxq.verify.report.plots import (
 )
 from onnxq.verify.report.quality import label_unit
 from onnxq.verify.report.sections import sections
+from onnxq.verify.report.tables import Section
 
-__all__ = ["html"]
+__all__ = ["device_banner", "device_section", "html"]
 
 _SIGNS: dict[Verdict, str] = {
     "passed": "✓",
@@ -77,16 +79,10 @@ def html(
     classes: Sequence[ClassAgreement] = (),
 ) -> str:
     """The whole page. Everything that comes from outside is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("onnxq.verify.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     bars = _bars(report.layers)
-    return environment.get_template("report.html.j2").render(
+    return _template("report.html.j2").render(
         report=report,
+        places=places,
         sign=_SIGNS[report.verdict],
         meaning=_MEANINGS[report.verdict],
         signs=_SIGNS,
@@ -97,6 +93,27 @@ def html(
         full_bar=number(_full_bar(report.layers), 3),
         options=json.dumps(report.provenance.options, indent=2, ensure_ascii=False, default=str),
     )
+
+
+def device_section(section: Section) -> str:
+    """The section that is put in the place kept for it."""
+    return _template("device.html.j2").render(section=section, signs=_SIGNS)
+
+
+def device_banner(head: str, said: Sequence[str]) -> str:
+    """A line, and what is not as it should be, beside the verdict."""
+    return _template("banner.html.j2").render(head=head, said=said)
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("onnxq.verify.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def _figures(report: VerificationReport, pair: Pairs | None) -> dict[str, tuple[_Figure, ...]]:

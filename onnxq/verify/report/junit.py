@@ -7,6 +7,7 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from onnxq.artifacts import GateResult, Verdict, VerificationReport
+from onnxq.verify.report.device import verdicts
 from onnxq.verify.report.formatting import number
 from onnxq.verify.report.quality import SEMANTICS
 
@@ -31,7 +32,8 @@ class _Case:
 
 
 def junit(report: VerificationReport) -> str:
-    """One suite: the verdict, each gate, the audit, parity, and execution on integers.
+    """One suite: the verdict, each gate, the audit, parity, execution on integers, and what was
+    found on devices since.
 
     What failed is a ``failure``; what could not be judged (inconclusive, unverified) is an
     ``error``; what does not apply is ``skipped``. Times are 0, as nothing is timed here.
@@ -63,6 +65,9 @@ def _cases(report: VerificationReport) -> Iterable[_Case]:
     yield _Case("audit", "failure" if faults else "passed", "failed", audited)
     yield _parity(report)
     yield _executed(report)
+    for found in verdicts(report.device) if report.device is not None else ():
+        outcome: Outcome = "passed" if found.passed else "failure"
+        yield _Case(f"device {found.what}", outcome, "failed", found.says)
 
 
 def _said(gate: GateResult) -> str:

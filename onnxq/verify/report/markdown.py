@@ -1,13 +1,15 @@
 """The report as Markdown: for a pull request, a wiki, a terminal."""
 
 import re
+from collections.abc import Iterable
 
 from onnxq.artifacts import VerificationReport
 from onnxq.verify.report.observations import ClassAgreement, Pairs
+from onnxq.verify.report.places import BANNER, SECTION
 from onnxq.verify.report.sections import sections
 from onnxq.verify.report.tables import Column, Section, Table
 
-__all__ = ["markdown"]
+__all__ = ["list_text", "markdown", "section_text"]
 
 _RULES = {"number": "---:", "text": "---", "code": "---", "verdict": "---"}
 
@@ -20,18 +22,29 @@ def markdown(
     """All sections but the long ones, which are in ``report.html`` and ``report.json``."""
     head = [
         f"# {report.verdict.upper()}: {_plain(report.name)} for {_plain(report.target)}",
-        "\n".join(f"- {_plain(reason)}" for reason in report.reasons),
+        list_text(report.reasons),
+        BANNER,
     ]
-    body = [_section(section) for section in sections(report, pair, classes) if not section.long]
+    body = map(section_text, (s for s in sections(report, pair, classes) if not s.long))
     foot = (
         f"Made by onnxq {_plain(report.provenance.onnxq)} on {_plain(report.provenance.machine)}. "
         "Plots, ranges and the audit are in report.html, every figure in full in report.json."
     )
-    return "\n\n".join(part for part in (*head, *body, foot) if part) + "\n"
+    return "\n\n".join(part for part in (*head, *body, SECTION, foot) if part) + "\n"
 
 
-def _section(section: Section) -> str:
-    parts = (f"## {_plain(section.title)}", _plain(section.lead), *map(_table, section.tables))
+def list_text(lines: Iterable[str]) -> str:
+    """One point a line."""
+    return "\n".join(f"- {_plain(line)}" for line in lines)
+
+
+def section_text(section: Section) -> str:
+    """One section: its title, its lead, its tables."""
+    parts = (
+        f"## {_plain(section.title)}",
+        _plain(section.lead),
+        *map(_table, section.tables),
+    )
     return "\n\n".join(part for part in parts if part)
 
 
