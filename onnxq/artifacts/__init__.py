@@ -73,7 +73,15 @@ from onnxq.artifacts.quantization import (
     WeightPrecision,
 )
 from onnxq.artifacts.rules import NodePrediction, Prediction, PredictionShare, RuleResult
-from onnxq.artifacts.split import HostStep, Manifest, PartFacts, RunStep, Step
+from onnxq.artifacts.split import (
+    Carried,
+    HostStep,
+    LoopStep,
+    Manifest,
+    PartFacts,
+    RunStep,
+    Step,
+)
 from onnxq.artifacts.verification import (
     AuditRow,
     Comparison,
@@ -96,6 +104,7 @@ __all__ = [
     "AuditRow",
     "Bundle",
     "CalibrationResult",
+    "Carried",
     "CellCount",
     "CellCoverage",
     "CheckpointFacts",
@@ -132,6 +141,7 @@ __all__ = [
     "LayerCost",
     "LayerDistance",
     "Ledger",
+    "LoopStep",
     "Manifest",
     "MemoryEstimate",
     "MetricRow",
