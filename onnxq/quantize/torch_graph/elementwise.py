@@ -5,6 +5,7 @@ from functools import reduce
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from onnxq.quantize.torch_graph.registry import Call, operator
 from onnxq.quantize.torch_graph.types import BOUNDS, held, is_carried
@@ -130,6 +131,10 @@ def _is_inf(call: Call, x: Tensor) -> Tensor:
 @operator("Clip")
 def _clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     """Where low is above high, high wins, as in ONNX."""
+    if x.is_floating_point() and low is not None and high is not None:
+        ends = None if low.requires_grad or high.requires_grad else (float(low), float(high))
+        if ends is not None and ends[0] <= ends[1]:
+            return functional.hardtanh(x, *ends)  # one pass each way, where others take many
     if low is not None:
         x = torch.maximum(x, low)
     return x if high is None else torch.minimum(x, high)

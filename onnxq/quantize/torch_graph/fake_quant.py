@@ -16,6 +16,8 @@ from torch import Tensor
 from onnxq.quantize.torch_graph.registry import Call, operator
 from onnxq.quantize.torch_graph.types import BOUNDS
 
+__all__ = ["dequantized", "quantized", "spread"]
+
 
 class _Rounding(torch.autograd.Function):
     """x, scale and zero point (of shapes that broadcast), lowest and highest code -> codes."""
@@ -42,31 +44,32 @@ class _Rounding(torch.autograd.Function):
 
 
 @operator("QuantizeLinear")
-def _quantize(call: Call, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+def quantized(call: Call, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+    """``saturate(round_half_even(x / scale) + zero_point)``, held in floating point."""
     low, high = BOUNDS[call.output_types[0]]
     x = x if x.is_floating_point() else x.to(scale.dtype)
     if call.get("saturate", 1) != 1:
         raise call.refused("saturate = 0, which is of 8-bit floating point")
     offset = torch.zeros_like(scale) if zero_point is None else zero_point
     codes: Tensor = _Rounding.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        x, _spread(call, scale, x), _spread(call, offset, x), low, high
+        x, spread(call, scale, x), spread(call, offset, x), low, high
     )
     return codes
 
 
 @operator("DequantizeLinear")
-def _dequantize(
+def dequantized(
     call: Call, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None
 ) -> Tensor:
     """``(codes - zero_point) * scale``, in float32 unless the scale is double."""
     wide = torch.float64 if scale.dtype == torch.float64 else torch.float32
     values = codes.to(wide)
     if zero_point is not None:
-        values = values - _spread(call, zero_point, codes).to(wide)
-    return (values * _spread(call, scale, codes).to(wide)).to(scale.dtype)
+        values = values - spread(call, zero_point, codes).to(wide)
+    return (values * spread(call, scale, codes).to(wide)).to(scale.dtype)
 
 
-def _spread(call: Call, parameter: Tensor, x: Tensor) -> Tensor:
+def spread(call: Call, parameter: Tensor, x: Tensor) -> Tensor:
     """A scale or zero point in a shape that broadcasts: per tensor, per axis or per block."""
     axis, block = call.get("axis", 1), call.get("block_size", 0)
     if block:

@@ -1,11 +1,12 @@
 """The graph itself: its nodes as torch calls, its constants as parameters and buffers."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnx.inliner
+import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
@@ -25,11 +26,12 @@ from onnxq.quantize.torch_graph import (  # noqa: F401 (each fills the table wit
     sampling,
     shaping,
 )
+from onnxq.quantize.torch_graph.pairs import with_pairs
 from onnxq.quantize.torch_graph.registry import (
     NEWEST_OPSET,
     OLDEST_OPSET,
     Call,
-    Computation,
+    Step,
     computation_of,
 )
 from onnxq.quantize.torch_graph.trainable import MOVING, trainable_constants
@@ -47,17 +49,6 @@ from onnxq.shapes import infer_shapes
 __all__ = ["TorchGraph"]
 
 _CARRYING = MOVING | {"Cast", "CastLike", "DequantizeLinear", "MaxPool", "Pad"}
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A node, and the tensors nobody needs any more behind it."""
-
-    call: Call
-    computation: Computation
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    spent: tuple[str, ...]
 
 
 class TorchGraph(nn.Module):
@@ -84,8 +75,11 @@ class TorchGraph(nn.Module):
         self._enter_constants(graph)
         self._outputs = tuple(value.name for value in graph.output)
         self._inputs = tuple(v.name for v in graph.input if v.name not in self._keys)
-        self._steps = tuple(self._steps_of(graph, opset))
-        made = [name for step in self._steps for name in step.outputs]
+        steps = tuple(self._steps_of(graph, opset))
+        paired = with_pairs(steps, self._outputs)
+        self._steps, self._paired = _with_spent(steps), _with_spent(paired)
+        self._hidden = _made(steps) - _made(paired)
+        made = _made(steps)
         self._known = frozenset([*self._keys, *self._inputs, *made]) - {""}
 
     @property
@@ -132,7 +126,7 @@ class TorchGraph(nn.Module):
         kept = (*self._outputs, *wanted)
         values = {name: getattr(self._constants, key) for name, key in self._keys.items()}
         values |= self._given(inputs)
-        for step in self._steps:
+        for step in self._steps if self._hidden.intersection(wanted) else self._paired:
             made = self._computed(step, values)
             values.update(zip(step.outputs, made, strict=False))
             for name in step.spent:
@@ -169,13 +163,14 @@ class TorchGraph(nn.Module):
             held(proto.data_type, where)
             tensor = as_tensor(onnx.numpy_helper.to_array(proto), proto.data_type, where)
             if name in trained:
+                if tensor.dim() == 4:  # convolutions then need no copies in another order
+                    tensor = tensor.contiguous(memory_format=torch.channels_last)
                 self._constants.register_parameter(key, nn.Parameter(tensor))
             else:
                 self._constants.register_buffer(key, tensor)
 
-    def _steps_of(self, graph: onnx.GraphProto, opset: int) -> Iterator[_Step]:
-        last = {name: i for i, node in enumerate(graph.node) for name in node.input}
-        for i, node in enumerate(graph.node):
+    def _steps_of(self, graph: onnx.GraphProto, opset: int) -> Iterator[Step]:
+        for node in graph.node:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
                 continue
             where = f"{self._where}, {node.op_type} `{node.name or next(iter(node.output), '')}`"
@@ -196,8 +191,7 @@ class TorchGraph(nn.Module):
                 input_types=tuple(self._types.get(name, 0) for name in node.input),
                 output_types=tuple(self._types.get(name, 0) for name in node.output),
             )
-            spent = tuple(n for n in {*node.input, *node.output} if n and last.get(n, -1) <= i)
-            yield _Step(call, computation, tuple(node.input), tuple(node.output), spent)
+            yield Step(call, computation, tuple(node.input), tuple(node.output))
 
     def _given(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         given: dict[str, Tensor] = {}
@@ -225,7 +219,7 @@ class TorchGraph(nn.Module):
             given[name] = wrapped(whole, type_, f"{self._where}, input `{name}`")
         return given
 
-    def _computed(self, step: _Step, values: Mapping[str, Tensor]) -> list[Tensor]:
+    def _computed(self, step: Step, values: Mapping[str, Tensor]) -> list[Tensor]:
         call = step.call
         arguments: list[Tensor | None] = []
         for i, name in enumerate(step.inputs):
@@ -247,6 +241,21 @@ class TorchGraph(nn.Module):
             _typed(tensor, type_, call.where)
             for tensor, type_ in zip(results, call.output_types, strict=False)
         ]
+
+
+def _made(steps: Sequence[Step]) -> frozenset[str]:
+    """Every tensor that steps make."""
+    return frozenset(name for step in steps for name in step.outputs)
+
+
+def _with_spent(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Each step with the tensors that are forgotten behind it."""
+    last = {name: i for i, step in enumerate(steps) for name in step.inputs}
+    spent = (
+        tuple(n for n in {*step.inputs, *step.outputs} if n and last.get(n, -1) <= i)
+        for i, step in enumerate(steps)
+    )
+    return tuple(replace(step, spent=names) for step, names in zip(steps, spent, strict=True))
 
 
 def _typed(tensor: Tensor, type_: int, where: str) -> Tensor:

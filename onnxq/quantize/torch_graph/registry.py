@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ __all__ = [
     "OLDEST_OPSET",
     "Call",
     "Computation",
+    "Step",
     "computation_of",
     "integers",
     "operator",
@@ -55,14 +56,27 @@ class Call:
 
 
 Computation = Callable[..., Tensor | tuple[Tensor, ...]]
+_C = TypeVar("_C", bound=Computation)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node as it is run, and the tensors nobody needs any more behind it."""
+
+    call: Call
+    computation: Computation
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    spent: tuple[str, ...] = ()
+
 
 _TABLE: dict[str, Computation] = {}
 
 
-def operator(*names: str) -> Callable[[Computation], Computation]:
+def operator(*names: str) -> Callable[[_C], _C]:
     """Enter a function into the table: ``function(call, *inputs)``, None for an input left out."""
 
-    def enter(function: Computation) -> Computation:
+    def enter(function: _C) -> _C:
         _TABLE.update(dict.fromkeys(names, function))
         return function
 
