@@ -21,6 +21,7 @@ _COMMANDS = {
     "merge": ("onnxq.cli.calibrate", "Join statistics that were collected apart."),
     "quantize": ("onnxq.cli.stages", "Write the INT8 Q/DQ model."),
     "verify": ("onnxq.cli.stages", "Judge INT8 against FP32 on the task's own metric."),
+    "compare": ("onnxq.cli.compare", "Lay FP32 and its quantized forms side by side."),
     "handoff": ("onnxq.cli.stages", "Check the target's rules and pack the bundle."),
     "rebuild": ("onnxq.cli.rebuild", "Make a bundle again and prove that every byte is the same."),
     "inspect": ("onnxq.cli.inspect", "Show what is integer in a model, what is not, and why."),

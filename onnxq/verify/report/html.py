@@ -13,6 +13,7 @@ from onnxq.verify.report import places
 from onnxq.verify.report.contents import WORST_LAYERS, worst
 from onnxq.verify.report.formatting import byte_unit, integer, interval, number, percent
 from onnxq.verify.report.observations import ClassAgreement, Pairs, limits_of_agreement
+from onnxq.verify.report.page import Figure
 from onnxq.verify.report.plots import (
     MOST_CELLS,
     VARIANTS,
@@ -42,15 +43,6 @@ _MEANINGS: dict[Verdict, str] = {
 _MODELS = (("fp32", "FP32"), ("int8", "INT8"))
 _SIDES = (("calibration", "calibration"), ("evaluation", "evaluation"))
 _FULL_BAR_DB = 40.0  # a bar is full at this SQNR, or at the highest there is
-
-
-@dataclass(frozen=True)
-class _Figure:
-    """A plot and its caption; ``keys`` says what each colour is."""
-
-    svg: Markup
-    caption: str
-    keys: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,13 +108,13 @@ def _template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def _figures(report: VerificationReport, pair: Pairs | None) -> dict[str, tuple[_Figure, ...]]:
+def _figures(report: VerificationReport, pair: Pairs | None) -> dict[str, tuple[Figure, ...]]:
     """Plots by the section that they stand in."""
-    figures: dict[str, tuple[_Figure, ...]] = {}
+    figures: dict[str, tuple[Figure, ...]] = {}
     unit, headline = label_unit(report), report.comparison.metrics[:1]
     if pair is not None:
         figures["predictions"] = tuple(
-            _Figure(
+            Figure(
                 Markup(scatter(pair, variant, unit)),
                 f"{variant.upper()} against the label"
                 + "".join(
@@ -133,7 +125,7 @@ def _figures(report: VerificationReport, pair: Pairs | None) -> dict[str, tuple[
             for variant in VARIANTS
         )
         figures["agreement"] = (
-            _Figure(
+            Figure(
                 Markup(bland_altman(pair, limits_of_agreement(pair), unit)),
                 "Bland–Altman plot. Solid: bias. Dashed: 95 % limits of agreement.",
             ),
@@ -142,7 +134,7 @@ def _figures(report: VerificationReport, pair: Pairs | None) -> dict[str, tuple[
         row, worst_group = headline[0], report.comparison.worst_group
         title = f"{row.metric} ({row.unit})" if row.unit else row.metric
         svg = by_group(report.comparison.by_group, worst_group, title)
-        figures["groups"] = (_Figure(Markup(svg), "The most worsened first.", _MODELS),)
+        figures["groups"] = (Figure(Markup(svg), "The most worsened first.", _MODELS),)
     if report.passport is not None:
         figures["passport"] = tuple(
             _coverage(seen) for seen in report.passport.coverage if len(seen.cells) <= MOST_CELLS
@@ -150,12 +142,12 @@ def _figures(report: VerificationReport, pair: Pairs | None) -> dict[str, tuple[
     return figures
 
 
-def _coverage(seen: CellCoverage) -> _Figure:
+def _coverage(seen: CellCoverage) -> Figure:
     compared = any(cell.evaluation is not None for cell in seen.cells)
     caption = f"Share of the samples by {seen.word}."
     if seen.missing:
         caption += " Marked: in evaluation and not in calibration."
-    return _Figure(Markup(coverage(seen)), caption, _SIDES if compared else _SIDES[:1])
+    return Figure(Markup(coverage(seen)), caption, _SIDES if compared else _SIDES[:1])
 
 
 def _tiles(report: VerificationReport) -> tuple[_Tile, ...]:
