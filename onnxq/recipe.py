@@ -25,6 +25,7 @@ __all__ = [
     "DataSection",
     "DataSource",
     "ExportSection",
+    "FloatStepName",
     "Gate",
     "HandoffSection",
     "Method",
@@ -286,6 +287,7 @@ class CalibrateSection(Section):
 
 
 Step = Literal["weights-mse", "bias"]
+FloatStepName = Literal["equalize", "absorb", "smooth"]
 
 
 class NodePrecision(Section):
@@ -319,7 +321,8 @@ class QuantizeSection(Section):
     decides: those whose processors saturate are narrowed for.
 
     ``also_for`` names further targets: each gets a file with the same numbers and activations of
-    the type that it takes, and a verdict and a bundle of its own. ``steps`` refine the numbers.
+    the type that it takes, and a verdict and a bundle of its own. ``steps`` refine the numbers;
+    ``float_steps`` give the FP32 graph other numbers for the same function, before calibration.
     """
 
     weights: Literal["int8", "int4"] = "int8"
@@ -329,6 +332,7 @@ class QuantizeSection(Section):
     saturation: Literal["ignore", "narrow"] | None = None
     also_for: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
+    float_steps: tuple[FloatStepName, ...] = ()
 
 
 class Gate(Section):

@@ -47,6 +47,12 @@ from onnxq.artifacts.execution import (
     TimeLedger,
 )
 from onnxq.artifacts.export import CheckpointFacts, ExportedModel, ParityCheck
+from onnxq.artifacts.float_steps import (
+    EqualizedModel,
+    FloatStepResult,
+    RescaledLink,
+    SkippedLayer,
+)
 from onnxq.artifacts.memory import (
     CompiledEpoch,
     CompiledPool,
@@ -122,12 +128,14 @@ __all__ = [
     "DumpCheck",
     "DumpComparison",
     "DumpLayer",
+    "EqualizedModel",
     "Execution",
     "ExportedModel",
     "FileFacts",
     "Finding",
     "FloatCause",
     "FloatNode",
+    "FloatStepResult",
     "FusionAudit",
     "FusionLine",
     "GateResult",
@@ -168,11 +176,13 @@ __all__ = [
     "RebuildCheck",
     "Record",
     "ReportedValue",
+    "RescaledLink",
     "RuleResult",
     "RunStep",
     "SampleChoice",
     "SaturationRow",
     "SizeLine",
+    "SkippedLayer",
     "StabilityRow",
     "Step",
     "Sufficiency",
