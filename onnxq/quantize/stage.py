@@ -1,6 +1,7 @@
 """The quantize stage: an FP32 graph and its ranges become a Q/DQ file; the shell to disk."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -23,7 +24,7 @@ from onnxq.graph import (
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
 from onnxq.qtypes import IntType
-from onnxq.quantize.draft import Evidence, draft_of
+from onnxq.quantize.draft import Draft, Evidence, draft_of
 from onnxq.quantize.int4 import OPSET
 from onnxq.quantize.plan import make_plan
 from onnxq.quantize.precision import Precision, left_float, precision_of, refuse_unsupported
@@ -36,7 +37,35 @@ from onnxq.splitting.manifest import PARTS, write_parts
 from onnxq.store import digest_of, facts_of_file, save_record, sha256_of_file
 from onnxq.target import Target
 
-__all__ = ["quantize"]
+__all__ = ["Planned", "plan_draft", "quantize"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A draft before any refine step; the graph that it was planned on, which still holds FP32's
+    constants; what each node is to have, and what was done to the graph."""
+
+    draft: Draft
+    graph: ir.Model
+    precision: Precision
+    steps: tuple[str, ...]
+
+
+def plan_draft(
+    original: onnx.ModelProto,
+    calibration: CalibrationResult,
+    target: Target,
+    section: QuantizeSection,
+) -> Planned:
+    """What ``section`` makes of the canonical FP32 graph ``original``.
+
+    Raises QuantizationError as the plan demands, TargetRuleError for bits that the target has no
+    place for.
+    """
+    graph, precision, steps = _prepared(original, section, target)
+    narrow, exclude = _narrows(section, target), left_float(graph, section)
+    plan = make_plan(graph, target, calibration.ranges, exclude, narrow=narrow, precision=precision)
+    return Planned(draft_of(graph, plan, target, narrow=narrow), graph, precision, steps)
 
 
 def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for it
@@ -70,10 +99,8 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
     original = load_model(model_path)
     refuse_quantized(original, model_path.name)
     refuse_uncanonical(original, model_path.name)
-    graph, precision, steps = _prepared(original, section, target)
-    narrow, exclude = _narrows(section, target), left_float(graph, section)
-    plan = make_plan(graph, target, calibration.ranges, exclude, narrow=narrow, precision=precision)
-    draft = draft_of(graph, plan, target, narrow=narrow)
+    planned = plan_draft(original, calibration, target, section)
+    graph, draft, plan, steps = planned.graph, planned.draft, planned.draft.plan, planned.steps
     if section.steps:
         if samples is None:
             raise QuantizationError(
@@ -109,7 +136,7 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
         steps=steps,
         moved=moved_constants(graph, draft),
         weight_precision={
-            name: each for name, each in precision.weights.items() if name in plan.nodes
+            name: each for name, each in planned.precision.weights.items() if name in plan.nodes
         },
         findings=(*calibration.findings, *plan.findings),
         made_up_data=calibration.choice.made_up,
