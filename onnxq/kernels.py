@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.artifacts import Execution, FloatCause
 from onnxq.graph import WEIGHTED, constant_input, constant_of
-from onnxq.qdq import QUANTIZE, dequantizer, quantized_type
+from onnxq.qdq import QUANTIZE, dequantizer, quantized_type, stored_integers
 
 __all__ = ["Expected", "expected"]
 
@@ -303,7 +303,7 @@ def _is_weight_only(node: ir.Node) -> bool:
     dq = dequantizer(node.inputs[1])
     if dq is None or _is_dq(node.inputs[0]) or _all_quantizers(node):
         return False
-    return constant_of(dq.inputs[0]) is not None
+    return stored_integers(dq) is not None
 
 
 def _data_values(node: ir.Node) -> list[ir.Value]:
@@ -319,13 +319,8 @@ def _data(node: ir.Node) -> list[tuple[ir.Value, ir.Node]]:
     """Those inputs with the DQ they come from; a constant weight is none of them."""
     found = [(value, dq) for value in _data_values(node) if (dq := _dq_of(value)) is not None]
     if node.op_type == "MatMul":
-        return [(v, q) for v, q in found if constant_of(q.inputs[0]) is None and not _from_cast(q)]
+        return [(v, q) for v, q in found if stored_integers(q) is None]
     return found
-
-
-def _from_cast(dq: ir.Node) -> bool:
-    producer = dq.inputs[0].producer() if dq.inputs[0] is not None else None
-    return producer is not None and producer.op_type == "Cast"
 
 
 def _quantizers(value: ir.Value) -> list[ir.Node]:

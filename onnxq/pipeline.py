@@ -46,7 +46,7 @@ RECORDS: Mapping[Stage, str] = {
     "handoff": "bundle.json",
 }
 FP32, EXPORTED, INT8 = "fp32.onnx", "exported.onnx", "int8.onnx"
-PARTS = "parts"
+PARTS, EQUALIZED = "parts", "equalized.onnx"
 
 
 @runtime_checkable
@@ -111,6 +111,11 @@ class _Work:
     def parts_facts(self) -> list[dict[str, object]]:
         """What a stage that cuts the graph depends on."""
         return [part.model_dump(mode="json") for part in self.recipe.parts]
+
+    @property
+    def equalized(self) -> Path | None:
+        """The graph after the float steps, which is calibrated and quantized, if there are any."""
+        return self.path("calibrate", EQUALIZED) if self.recipe.quantize.float_steps else None
 
     def path(self, stage: Stage, name: str) -> Path:
         return self.build.stage(stage) / name
@@ -212,22 +217,34 @@ def _calibrate(work: _Work, outcome: Outcome) -> Outcome:
         "model": exported.model.sha256,
         "domains": [v.model_dump(mode="json") for v in (*exported.inputs, *exported.outputs)],
         "exclude": [waiver.name for waiver in work.recipe.quantize.exclude],
+        "float": [e.name for e in work.recipe.quantize.precision if e.weights == "float"],
+        "float_steps": _float_steps_facts(work),
         "calibration": work.calibration_samples.digest,
         "evaluation": work.evaluation_samples.digest,
     }
 
     def write(folder: Path) -> object:
         from onnxq.calibrate.stage import Subject, calibrate
+        from onnxq.equalized import cut_tensors, equalized_subject
+        from onnxq.graph import load_graph
+        from onnxq.quantize.precision import left_float
 
         _refuse_early(work, exported)
+        graph = load_graph(work.path("export", FP32))
+        subject = Subject(
+            model=work.path("export", FP32),
+            inputs=exported.inputs,
+            outputs=exported.outputs,
+            target=work.target,
+            exclude=left_float(graph, work.recipe.quantize),
+        )
+        if work.recipe.quantize.float_steps:
+            subject = equalized_subject(
+                subject, work.calibration_samples, section, work.recipe.quantize.float_steps,
+                folder, kept=cut_tensors(work.recipe.parts), progress=work.progress,
+            )  # fmt: skip
         return calibrate(
-            Subject(
-                model=work.path("export", FP32),
-                inputs=exported.inputs,
-                outputs=exported.outputs,
-                target=work.target,
-                exclude={waiver.name: waiver.reason for waiver in work.recipe.quantize.exclude},
-            ),
+            subject,
             work.calibration_samples,
             section,
             folder,
@@ -243,11 +260,23 @@ def _calibrate(work: _Work, outcome: Outcome) -> Outcome:
     return replace(outcome, calibration=calibration)
 
 
+def _float_steps_facts(work: _Work) -> list[object]:
+    """What the graph after the float steps depends on beside the calibration's own facts."""
+    names = work.recipe.quantize.float_steps
+    if not names:
+        return []
+    code = sha256_of_source(_PACKAGE / "quantize" / "float_steps", _PACKAGE / "export")
+    return [*sorted(names), work.parts_facts, code]
+
+
 def _refuse_early(work: _Work, exported: ExportedModel) -> None:
     """Raise TargetRuleError for what no quantization can mend, before time is spent on it."""
     from onnxq.graph import load_model
     from onnxq.handoff.check import check, refuse_broken_rules
+    from onnxq.quantize.precision import refuse_unsupported
 
+    targets = (work.target, *(twin.target for twin in work.twins))
+    refuse_unsupported(work.recipe.quantize, targets)
     files = [work.path("export", FP32)]
     if exported.parts is not None:
         files = [work.path("export", PARTS) / part.file.name for part in exported.parts.parts]
@@ -268,15 +297,22 @@ def _quantize(work: _Work, outcome: Outcome) -> Outcome:
     }
 
     def write(folder: Path) -> object:
+        from onnxq.quantize.precision import refuse_unsupported
+        from onnxq.equalized import load_equalized
         from onnxq.quantize.stage import quantize
 
+        equalized = None
+        if work.equalized is not None:
+            equalized = load_equalized(work.equalized.parent, work.path("export", FP32))
+        refuse_unsupported(section, [twin.target for twin in work.twins])
         samples = None
         if section.steps:
             chosen = np.array(calibration.choice.indices, np.int64)
             samples = work.calibration_samples.take(chosen)
         record = quantize(
-            work.path("export", FP32), calibration, work.target, section, folder / INT8,
-            work.recipe.parts, samples=samples, progress=work.progress,
+            work.equalized or work.path("export", FP32), calibration, work.target, section,
+            folder / INT8, work.recipe.parts, samples=samples, equalized=equalized,
+            progress=work.progress,
         )  # fmt: skip
         twins = twins_of(folder / INT8, work.target, section.also_for)
         make_twins(twins, folder / INT8, work.calibration_samples)
@@ -319,6 +355,7 @@ def _verify(work: _Work, outcome: Outcome) -> Outcome:
             calibration=calibration,
             quantized=quantized,
             hazards=hazards(load_model(work.path("quantize", INT8)), work.target),
+            equalized=work.equalized,
         )
         todo = {folder: evidence} | {
             folder / twin.target.slug: replace(

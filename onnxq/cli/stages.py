@@ -26,9 +26,11 @@ from onnxq.cli.flags import (
 )
 from onnxq.cli.run import run_recipe
 from onnxq.errors import UsageError
-from onnxq.recipe import Gate, QuantizeSection, Step, VerifySection, Waiver
+from onnxq.recipe import Gate, NodePrecision, QuantizeSection, Step, VerifySection, Waiver
 
 __all__ = ["export", "handoff", "quantize", "verify"]
+
+_BITS = {"int4": "weights", "int8": "weights", "float": "weights", "int16": "activations"}
 
 
 @click.command()
@@ -105,6 +107,25 @@ def export(  # noqa: PLR0913 - one parameter a flag
     help="Give weights 7 bits where sums saturate on x86 without VNNI (default: as the target "
     "says).",
 )
+@click.option(
+    "--weights",
+    type=click.Choice(["int8", "int4"]),
+    default="int8",
+    help="Bits of the weights; with int4 the network's ends keep 8.",
+)
+@click.option(
+    "--storage",
+    type=click.Choice(["packed", "int8"]),
+    default="packed",
+    help="Store 4-bit weights two a byte (default), or a byte each.",
+)
+@click.option(
+    "--precision",
+    multiple=True,
+    metavar="NODE=BITS",
+    help="Bits of one node, or of all that fit a pattern: int4, int8 or float weights, or int16 "
+    "activations; repeatable.",
+)
 @click.option("-o", "output", type=path_type, help="The INT8 file of a plain model.")
 @command_options
 def quantize(
@@ -130,13 +151,18 @@ def quantize(
     record = quantize_file(
         model, chosen_target(target), source,
         QuantizeSection(
-            exclude=excluded, steps=options["steps"], saturation=options["saturation"]
+            exclude=excluded, steps=options["steps"], saturation=options["saturation"],
+            weights=options["weights"], storage=options["storage"],
+            precision=_precisions(options["precision"]),
         ),
         required(output, "-o OUT.onnx"), screen.progress,
     )  # fmt: skip
     screen.say(f"{output}: {len(record.quantized_nodes)} nodes for {record.target}", mark=DONE)
     for node in record.float_nodes:
         screen.say(f"  float: {node.op_type} `{node.node}`: {node.reason}")
+    for node, bits in record.weight_precision.items():
+        if bits.reason:
+            screen.say(f"  {bits.type} weights: `{node}`: {bits.reason}")
     for step in record.steps:
         screen.say(f"  {step}")
     say_findings(screen, record.findings)
@@ -146,6 +172,19 @@ def quantize(
         )
     screen.result({"exit_code": 0, "record": record.model_dump(mode="json")})
     return 0
+
+
+def _precisions(texts: tuple[str, ...]) -> tuple[NodePrecision, ...]:
+    """What ``--precision`` says. Raises UsageError for what is not of the form NODE=BITS."""
+    found = []
+    for text in texts:
+        name, _, bits = text.rpartition("=")
+        if not name or bits not in _BITS:
+            known = ", ".join(_BITS)
+            do = f"NODE is a name or a pattern (`block_*`), BITS one of {known}"
+            raise UsageError(f"`{text}` is not of the form NODE=BITS", where="--precision", do=do)
+        found.append(NodePrecision(name=name, **{_BITS[bits]: bits}, reason="--precision"))
+    return tuple(found)
 
 
 @click.command()

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64, Integer, Shaped
 from onnxq.artifacts import Finding
 from onnxq.graph import WEIGHTED, constant_input, constant_of, output_channel_axis
 from onnxq.handoff.subject import Quantized, Subject, is_constant, label_of, subject_of
-from onnxq.qdq import DEQUANTIZE, QUANTIZE, quantized_type
+from onnxq.qdq import DEQUANTIZE, QUANTIZE, quantized_type, stored_integers
 from onnxq.target import Target
 
 __all__ = ["RATIO", "hazards"]
@@ -341,12 +341,8 @@ def _dequantizer(value: ir.Value | None) -> ir.Node | None:
 
 
 def _integers(dequantize: ir.Node) -> Integer[np.ndarray, "..."] | None:
-    """What a DQ takes, if it is constant; of int4 before a Cast, what goes into that."""
-    value = dequantize.inputs[0]
-    cast = value.producer() if value is not None else None
-    if cast is not None and cast.op_type == "Cast":
-        value = cast.inputs[0]
-    integers = constant_of(value)
+    """What a DQ takes, if it is constant."""
+    integers = stored_integers(dequantize)
     return None if integers is None else integers.astype(np.int64)
 
 

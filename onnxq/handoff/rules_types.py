@@ -15,7 +15,7 @@ from onnxq.handoff.subject import (
     is_constant,
     label_of,
 )
-from onnxq.qdq import DEQUANTIZE, quantized_type
+from onnxq.qdq import DEQUANTIZE, quantized_type, stored_type
 from onnxq.target import TargetRule
 
 __all__ = [
@@ -73,7 +73,7 @@ def activations_per_tensor(subject: Subject, rule: TargetRule) -> Iterator[Fault
 def weight_types(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """Weights are of a type in ``values``."""
     for use in _weights(subject):
-        kind = quantized_type(use.dequantize)
+        kind = stored_type(use.dequantize)
         if kind not in rule.values:
             yield at_node(use.consumer, f"has {kind} weights")
 
@@ -81,7 +81,7 @@ def weight_types(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
 def int4_operators(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
     """int4 weights are those of the operators in ``values``."""
     for use in _weights(subject):
-        if quantized_type(use.dequantize) == "int4" and use.consumer.op_type not in rule.values:
+        if stored_type(use.dequantize) == "int4" and use.consumer.op_type not in rule.values:
             yield at_node(use.consumer, "has int4 weights")
 
 

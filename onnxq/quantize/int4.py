@@ -10,14 +10,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from jaxtyping import Int8, Integer, UInt8
+from jaxtyping import Integer, UInt8
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.errors import QuantizationError
 from onnxq.qdq import DEQUANTIZE
 from onnxq.qtypes import IntType
 
-__all__ = ["IR_VERSION", "OPSET", "pack", "store_packed", "unpack"]
+__all__ = ["IR_VERSION", "OPSET", "pack", "store_packed"]
 
 OPSET, IR_VERSION = 21, 10
 _LOW, _HIGH = IntType.INT4.qmin, IntType.INT4.qmax
@@ -35,12 +35,6 @@ def pack(integers: Integer[np.ndarray, "*shape"]) -> UInt8[np.ndarray, " bytes"]
     halves = np.zeros(flat.size + flat.size % 2, np.uint8)
     halves[: flat.size] = flat.astype(np.int8).view(np.uint8) & 0xF
     return halves[::2] | halves[1::2] << 4
-
-
-def unpack(packed: UInt8[np.ndarray, " bytes"], count: int) -> Int8[np.ndarray, " count"]:
-    """The first ``count`` integers of what ``pack`` makes."""
-    halves = np.stack([packed & 0xF, packed >> 4], 1).reshape(-1)[:count]
-    return (halves << 4).view(np.int8) >> 4
 
 
 def store_packed(model: onnx.ModelProto, names: Mapping[str, str]) -> None:

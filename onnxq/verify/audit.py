@@ -19,7 +19,7 @@ from onnxq.graph import (
     macs_of,
     output_channel_axis,
 )
-from onnxq.qdq import QDQ, QUANTIZE, dequantizer
+from onnxq.qdq import QDQ, QUANTIZE, dequantizer, stored_integers, stored_type
 from onnxq.target import Target
 from onnxq.verify.constants import constant_faults
 
@@ -77,7 +77,7 @@ def _row(node: ir.Node, exact: ir.Node | None, shifts: Mapping[str, float]) -> A
     return AuditRow(
         node=str(node.name),
         op_type=node.op_type,
-        weight_type=None if integers is None else str(integers.dtype),
+        weight_type=None if weight is None or integers is None else stored_type(weight),
         weight_levels=None if integers is None else len(np.unique(integers)),
         weight_channels=None if weight is None else _elements(weight.inputs[1]),
         faults=(*_faults(node), *moved),
@@ -87,7 +87,7 @@ def _row(node: ir.Node, exact: ir.Node | None, shifts: Mapping[str, float]) -> A
 def _weight_of(node: ir.Node) -> tuple[ir.Node | None, np.ndarray | None]:
     """The DQ that gives the node its weight, and the integers stored for it."""
     dq = dequantizer(node.inputs[1]) if node.op_type in WEIGHTED else None
-    return dq, constant_of(dq.inputs[0]) if dq is not None else None
+    return dq, stored_integers(dq) if dq is not None else None
 
 
 def _faults(node: ir.Node) -> tuple[str, ...]:
@@ -239,6 +239,7 @@ def _parameters(value: ir.Value | None) -> tuple[int, int]:
     """Elements of a constant operand: (stored as integers, stored as float)."""
     dq = dequantizer(value)
     if dq is not None:
-        return _elements(dq.inputs[0]), 0
+        integers = stored_integers(dq)
+        return 0 if integers is None else int(integers.size), 0
     array = constant_of(value)
     return (0, int(array.size)) if array is not None and array.dtype == np.float32 else (0, 0)

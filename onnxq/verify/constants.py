@@ -8,12 +8,13 @@ import onnx_ir as ir
 from jaxtyping import Float, Integer
 
 from onnxq.graph import WEIGHTED, constant_input, constant_of
-from onnxq.qdq import dequantizer
+from onnxq.qdq import dequantizer, stored_integers, stored_type
 
 __all__ = ["constant_faults"]
 
 _HALF_STEP = 0.5 + 1e-4  # in float32, a quotient beside a tie may round to either side
 _FLOAT32_QUOTIENT = 2.0**-22  # relative error of bias / scale as float32 has it
+_ENDS = {"int8": 127, "int4": 7}  # of the grids that are planned
 _BIAS_SCALE = 1e-5  # what ONNX Runtime lets a bias scale be off s_x · s_w, relative
 
 
@@ -24,15 +25,16 @@ class _Stored:
     integers: Integer[np.ndarray, "..."]
     scale: Float[np.ndarray, "..."]
     values: Float[np.ndarray, "..."]
+    type: str
 
 
 def constant_faults(node: ir.Node, fp32: ir.Node, moved: Mapping[str, float]) -> list[str]:
     """What of the weight and bias of ``node`` is not explained by rounding those of ``fp32``.
 
     A weight and a bias lie within half a step of FP32's, or of where they were ``moved`` to on
-    record (so many steps at most); an int8 weight lies within −127…127, and the scale of a bias is
-    that of the input times that of the weight. What is not quantized, or not a constant, is passed
-    over.
+    record (so many steps at most); an int8 weight lies within −127…127, an int4 one within −7…7,
+    and the scale of a bias is that of the input times that of the weight. What is not quantized, or
+    not a constant, is passed over.
     """
     if node.op_type not in WEIGHTED:
         return []
@@ -41,8 +43,12 @@ def constant_faults(node: ir.Node, fp32: ir.Node, moved: Mapping[str, float]) ->
     faults = []
     if weight is not None and exact is not None:
         faults += _distance_fault("weight", weight, exact, moved)
-        if weight.integers.dtype == np.int8 and weight.integers.min(initial=0) < -127:
-            faults.append("its int8 weight reaches −128, and none is planned beyond −127…127")
+        lowest, most = int(weight.integers.min(initial=0)), _ENDS.get(weight.type)
+        if most is not None and lowest < -most:
+            faults.append(
+                f"its {weight.type} weight reaches −{-lowest}, and none is planned beyond "
+                f"−{most}…{most}"
+            )
     bias, exact = _stored(_input(node, 2)), constant_input(fp32, 2)
     if bias is not None and exact is not None:
         if exact.size in {1, bias.values.size}:  # a Gemm's may be of any such shape
@@ -90,7 +96,8 @@ def _stored(value: ir.Value | None) -> _Stored | None:
     dq = dequantizer(value)
     if dq is None:
         return None
-    integers, scale, zero_point = (constant_input(dq, index) for index in range(3))
+    integers = stored_integers(dq)
+    scale, zero_point = (constant_input(dq, index) for index in (1, 2))
     if integers is None or scale is None or not np.issubdtype(integers.dtype, np.integer):
         return None
     shape = [1] * integers.ndim
@@ -102,7 +109,7 @@ def _stored(value: ir.Value | None) -> _Stored | None:
     wide = scale.astype(np.float64).reshape(shape)
     zero = np.zeros(1) if zero_point is None else zero_point.astype(np.float64)
     centred = integers.astype(np.float64) - (zero.reshape(shape) if zero.size > 1 else zero.sum())
-    return _Stored(integers, wide, centred * wide)
+    return _Stored(integers, wide, centred * wide, stored_type(dq))
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int8, Int64, Integer, Shaped, UInt8
 from onnxq.graph import constant_of, dims_of
 from onnxq.pads import pads_of
 from onnxq.pair_sums import has_pair_sums, reduction_rows
-from onnxq.qdq import QUANTIZE, dequantizer
+from onnxq.qdq import QUANTIZE, dequantizer, quantized_type, stored_integers
 from onnxq.qtypes import AffineParameters, IntType
 from onnxq.verify.reachable import parameters_of, reachable
 
@@ -187,15 +187,11 @@ def _product(node: ir.Node) -> Product | None:
 
 
 def _integers(weight: ir.Node | None) -> Shaped[np.ndarray, "..."] | None:
-    """The integers behind a DQ; int4 ones that a Cast widens, as the runtime folds it."""
-    if weight is None:
+    """The integers behind a DQ; of int4 those alone that a Cast widens: the runtime multiplies no
+    others as integers."""
+    if weight is None or quantized_type(weight) == "int4":
         return None
-    value = weight.inputs[0]
-    source = value.producer() if value is not None else None
-    if source is not None and source.op_type == "Cast":
-        packed = constant_of(source.inputs[0])
-        return None if packed is None else packed.astype(np.int8)
-    return constant_of(value)
+    return stored_integers(weight)
 
 
 def _groups(node: ir.Node, integers: Shaped[np.ndarray, "..."]) -> int:

@@ -1,0 +1,186 @@
+"""4-bit weights in the file: judged by onnx's own packing and reference, and by ONNX Runtime."""
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from onnxq.errors import QuantizationError, TargetRuleError
+from onnxq.qtypes import IntType
+from onnxq.quantize.convert import convert
+from onnxq.quantize.int4 import pack, store_packed
+from onnxq.quantize.least_error import least_error_scales, squared_errors
+from onnxq.quantize.stage import quantize
+from onnxq.recipe import NodePrecision, QuantizeSection
+from onnxq.runtime import Session, executed_operators
+from onnxq.target import load_target
+
+from .nets import Int8, Net, outputs, residual
+
+RUNTIMES = ("ort-x86", "ort-arm64")
+FOUR = QuantizeSection(
+    weights="int4",
+    precision=tuple(NodePrecision(name=n, weights="int4") for n in ("conv_2", "gemm_1")),
+)
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory) -> Net:
+    return residual(tmp_path_factory.mktemp("int4"))
+
+
+def made(net: Net, target: str, section: QuantizeSection = FOUR) -> Int8:
+    output = net.path.with_name(f"{target}-{section.weights}-{section.storage}.onnx")
+    record = quantize(net.path, net.ranges, load_target(target), section, output)
+    return Int8(net, output, record, onnx.load(output))
+
+
+def four_bits(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    return {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.INT4}
+
+
+# --- storage ------------------------------------------------------------------------------------
+
+
+@given(hnp.arrays(np.int8, hnp.array_shapes(max_dims=4, max_side=7), elements=st.integers(-8, 7)))
+def test_packed_integers_are_those_that_onnx_reads(integers):
+    tensor = TensorProto(
+        data_type=TensorProto.INT4, dims=integers.shape, raw_data=pack(integers).tobytes()
+    )
+    assert np.array_equal(numpy_helper.to_array(tensor).astype(np.int8), integers)
+    assert len(tensor.raw_data) == (integers.size + 1) // 2
+
+
+@pytest.mark.parametrize("outside", [-9, 8])
+def test_integers_of_more_bits_are_refused(outside):
+    with pytest.raises(ValueError, match="int4 holds -8 to 7"):
+        pack(np.array([0, outside], np.int8))
+
+
+@pytest.mark.parametrize("target", RUNTIMES)
+def test_a_weight_takes_half_a_byte_in_the_file(net, target):
+    packed = four_bits(made(net, target).model)
+    assert {name: len(tensor.raw_data) for name, tensor in packed.items()} == {
+        "w2.i4": 8 * 9 // 2,
+        "w3.i4": 80 // 2,
+    }
+
+
+def test_the_weights_are_those_of_onnx_own_dequantization_of_int4(net):
+    int8 = made(net, "ort-x86")
+    readers = {node.input[0]: node for node in int8.model.graph.node}
+    for name, tensor in four_bits(int8.model).items():
+        cast = readers[name]
+        dq = readers[cast.output[0]]
+        given_by = {t.name: t for t in int8.model.graph.initializer}
+        scale = numpy_helper.to_array(given_by[dq.input[1]])
+        direct = helper.make_node("DequantizeLinear", ["w", "s"], ["y"], axis=0)
+        graph = helper.make_graph(
+            [direct], "g", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [onnx.TensorProto.FromString(tensor.SerializeToString()),
+             numpy_helper.from_array(scale, "s")],
+        )  # fmt: skip
+        graph.initializer[0].name = "w"
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+        (wanted,) = ReferenceEvaluator(model).run(None, {})
+        probe = onnx.ModelProto()
+        probe.CopyFrom(int8.model)
+        del probe.graph.output[:]
+        probe.graph.output.append(
+            helper.make_tensor_value_info(dq.output[0], TensorProto.FLOAT, None)
+        )
+        (row,) = [next(iter(net.samples.rows()))]
+        found = Session(probe.SerializeToString(), optimization="none").run(row)
+        assert np.array_equal(found[dq.output[0]], wanted)
+
+
+@pytest.mark.parametrize("optimization", ["none", "full"])
+@pytest.mark.parametrize("target", RUNTIMES)
+def test_the_same_numbers_stored_as_int8_give_the_same_bits(net, target, optimization):
+    packed = made(net, target)
+    wide = made(net, target, FOUR.model_copy(update={"storage": "int8"}))
+    assert four_bits(packed.model)
+    assert not four_bits(wide.model)
+    assert wide.model.opset_import[0].version == 17
+    for name, values in packed.outputs(optimization).items():
+        assert values.tobytes() == wide.outputs(optimization)[name].tobytes()
+
+
+def test_every_operator_runs_on_integers_as_with_int8_weights(net):
+    four = [node.op_type for node in executed_operators(made(net, "ort-x86").path).graph.node]
+    eight = made(net, "ort-x86", QuantizeSection())
+    assert four == [node.op_type for node in executed_operators(eight.path).graph.node]
+    assert four.count("QLinearConv") == 2
+    assert "QGemm" in four
+
+
+def test_a_file_with_the_other_activations_keeps_its_packed_weights(net, tmp_path):
+    source = made(net, "ort-x86")
+    output = tmp_path / "s8.onnx"
+    convert(source.path, IntType.INT8, net.samples, output)
+    assert four_bits(onnx.load(output)).keys() == four_bits(source.model).keys()
+    for name, values in outputs(output, net.samples).items():
+        assert values.tobytes() == source.outputs()[name].tobytes()
+
+
+def test_an_opset_without_int4_and_a_constant_with_other_readers_are_refused(net):
+    model = made(net, "ort-x86", QuantizeSection()).model
+    weight = next(t.name for t in model.graph.initializer if t.name.endswith("w2.i"))
+    with pytest.raises(QuantizationError, match="need opset 21"):
+        store_packed(model, {weight: "w.4"})
+    model.opset_import[0].version = 21
+    with pytest.raises(QuantizationError, match="cannot be stored in 4 bits"):
+        store_packed(model, {weight: "w.4"})
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", RUNTIMES)
+def test_integers_lie_within_7_and_the_record_says_how_far_weights_were_cut(net, target):
+    int8 = made(net, target)
+    for tensor in four_bits(int8.model).values():
+        integers = numpy_helper.to_array(tensor).astype(np.int8)
+        assert np.abs(integers).max() == 7
+    assert int8.record.weight_type is IntType.INT4
+    assert set(int8.record.moved) <= {"conv_2", "gemm_1"}
+
+
+@pytest.mark.parametrize("kind", ["normal", "laplace"])
+def test_4_bit_scales_are_within_a_hundredth_of_the_best_of_many(kind):
+    random = np.random.default_rng(0)
+    rows = getattr(random, kind)(size=(6, 300)).astype(np.float32)
+    largest = np.abs(rows).max(1) / np.float32(7)
+    found = least_error_scales(rows, largest, IntType.INT4)
+    shares = np.linspace(0.3, 1, 2001).astype(np.float32)
+    tried = np.array([squared_errors(rows, largest * s, IntType.INT4) for s in shares])
+    assert np.all(squared_errors(rows, found, IntType.INT4) <= 1.01 * tried.min(0))
+
+
+# --- targets ------------------------------------------------------------------------------------
+
+
+def test_a_target_that_reads_no_int4_is_told_and_offered_int8_storage(net):
+    with pytest.raises(TargetRuleError, match="form of file that nobody has published") as caught:
+        made(net, "stm32n6")
+    assert "storage: int8" in caught.value.do
+    wide = made(net, "stm32n6", FOUR.model_copy(update={"storage": "int8"}))
+    assert wide.record.weight_precision["conv_2"].stored is IntType.INT8
+    integers = wide.arrays["w2.i"]
+    assert integers.dtype == np.int8
+    assert np.abs(integers).max() == 7
+
+
+def test_16_bit_activations_are_written_for_a_runtime_and_refused_by_the_npu(net):
+    wide = QuantizeSection(precision=(NodePrecision(name="conv_2", activations="int16"),))
+    with pytest.raises(TargetRuleError, match="8-bit activations alone"):
+        made(net, "stm32n6", wide)
+    int8 = made(net, "ort-x86", wide)
+    kinds = {name: p.type for name, p in int8.record.activations.items()}
+    assert {name for name, kind in kinds.items() if kind is IntType.UINT16} >= {"b", "d"}
+    assert kinds["x"] is IntType.UINT8
+    assert int8.error() < 4
