@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph import VIEWS, constant_input, constant_of, dims_of
@@ -16,7 +17,7 @@ from onnxq.handoff.subject import (
     label_of,
     size_bytes,
 )
-from onnxq.qdq import DEQUANTIZE, QUANTIZE
+from onnxq.qdq import DEQUANTIZE, QUANTIZE, dequantizer, quantized_type
 from onnxq.target import TargetRule
 
 __all__ = [
@@ -35,7 +36,25 @@ __all__ = [
     "reduce_form",
     "resize_form",
     "slice_bounds",
+    "wide_weights_signed",
 ]
+
+
+def wide_weights_signed(subject: Subject, rule: TargetRule) -> Iterator[Fault]:
+    """No operator has int8 activations and an int8 weight of a magnitude above ``limit``."""
+    for use in subject.constants:
+        data = dequantizer(use.consumer.inputs[0])
+        integers = constant_of(use.dequantize.inputs[0])
+        if (
+            use.role != "weight"
+            or data is None
+            or integers is None
+            or (quantized_type(data), quantized_type(use.dequantize)) != ("int8", "int8")
+        ):
+            continue
+        widest = int(np.abs(integers.astype(np.int64)).max(initial=0))
+        if rule.limit is not None and widest > rule.limit:
+            yield at_node(use.consumer, f"has int8 activations and a weight of magnitude {widest}")
 
 
 def no_float_islands(subject: Subject, rule: TargetRule) -> Iterator[Fault]:

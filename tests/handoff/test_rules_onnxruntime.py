@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from handoff.qdq_models import with_constants
 from handoff.test_rules import CASES, CONSTANTS, CONV, WEIGHT, between, broken, graph
 from onnxq.errors import RuntimeFailureError
 from onnxq.handoff.check import check
@@ -109,3 +110,39 @@ def test_weights_that_share_constants_shut_the_door_for_processors_without_vnni(
     outcome = nullcontext() if loads else pytest.raises(RuntimeFailureError, match="replace")
     with outcome:
         Session(model.SerializeToString(), config=config)
+
+
+SIGNED_MATMUL = (
+    "<ir_version: 9, opset_import: ['' : 17]> g (float[1,4] x) => (float[1,4] y) {"
+    " xq = QuantizeLinear(x, s, z) xd = DequantizeLinear(xq, s, z)"
+    " wd = DequantizeLinear(weight, s, z0) r = OPERATOR(xd, wd)"
+    " yq = QuantizeLinear(r, s, z) y = DequantizeLinear(yq, s, z) }"
+).replace("'", '"')
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm", "Conv"])
+@pytest.mark.parametrize(("value", "wide"), [(64, False), (65, True), (-64, False), (-65, True)])
+def test_wide_weights_beside_int8_activations_have_no_kernel_under_both_options(
+    operator, value, wide
+):
+    """Under either option alone the file loads: also under that of the target ort-x86-avx2."""
+    text = SIGNED_MATMUL.replace("OPERATOR", operator)
+    shape = (4, 4)
+    if operator == "Conv":
+        text, shape = text.replace("[1,4]", "[1,4,4,4]"), (4, 4, 1, 1)
+    weight = np.ones(shape, np.int8)
+    weight.flat[5] = value
+    constants = {name: CONSTANTS[name] for name in ("s", "z", "z0")}
+    model = with_constants(text, weight=weight, **constants)
+    for name in ("ort-x86", "ort-x86-avx2"):
+        results = check(model, load_target(name))
+        found = [r for r in results if r.rule == "ort-x86.signed-wide-weight"]
+        assert [(r.severity, r.node, r.rewrite) for r in found] == [
+            ("warning", "n3", "convert")
+        ] * wide
+    exact, allowed = {"session.x64quantprecision": "1"}, {"session.qdqisint8allowed": "1"}
+    for config in (exact, allowed, load_target("ort-x86-avx2").session_options):
+        Session(model.SerializeToString(), config=config)
+    refused = pytest.raises(RuntimeFailureError, match="Failed to find kernel")
+    with refused if wide else nullcontext():
+        Session(model.SerializeToString(), config={**exact, **allowed})

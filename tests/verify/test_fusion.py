@@ -206,6 +206,15 @@ def test_a_residual_int8_file_is_float_around_the_branch_here_and_integer_on_arm
     assert 0 < found.integer_macs < found.macs
 
 
+def test_an_int8_file_is_told_for_processors_without_vnni_too(tmp_path):
+    """There weights become uint8, which no kernel takes where int8 activations fuse."""
+    path = theirs(residual(tmp_path), QuantType.QInt8)
+    exact = load_target("ort-x86-avx2").session_options
+    found, plain = audit_fusion(path, exact), audit_fusion(path)
+    assert [node.elsewhere for node in found.nodes] == [node.elsewhere for node in plain.nodes]
+    assert {node.elsewhere for node in found.nodes if node.op_type == "Conv"} == {"integer"}
+
+
 def test_a_foreign_uint8_file_holds_no_surprise(tmp_path):
     found = audit_fusion(theirs(residual(tmp_path), QuantType.QUInt8))
     assert found.findings == ()
