@@ -59,8 +59,8 @@ class LoopStep(Record):
     """``times`` runs of the body of a Loop or Scan, each on what the one before gave.
 
     All keys are names of the body's own. ``inputs`` are the same in every run; ``carried`` come
-    from the run before; of ``rows``, run i takes row i of the first axis; ``counters`` are i itself
-    as int64. Of ``outputs`` the last run's count; ``stacked`` are those of all runs, put
+    from the run before; of ``rows``, run i takes row i of the first axis; ``counters`` are [i] as
+    int64. Of ``outputs`` the last run's count; ``stacked`` are those of all runs, put
     together along a new first axis.
     """
 

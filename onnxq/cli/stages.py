@@ -47,6 +47,12 @@ _BITS = {"int4": "weights", "int8": "weights", "float": "weights", "int16": "act
     is_flag=True,
     help="Also print where the graph could be cut into parts, as lines for a recipe.",
 )
+@click.option(
+    "--body-data",
+    metavar="SOURCE",
+    help="Samples for the parts of --propose-split: what the body of a loop takes on every run is "
+    "written beside it.",
+)
 @command_options
 def export(  # noqa: PLR0913 - one parameter a flag
     *,
@@ -56,6 +62,7 @@ def export(  # noqa: PLR0913 - one parameter a flag
     domains: tuple[str, ...],
     output: Path | None,
     split: bool,
+    body_data: str | None,
     screen: Screen,
 ) -> int:
     """Export a recipe's network, or bring a plain MODEL.onnx to canonical form."""
@@ -64,26 +71,28 @@ def export(  # noqa: PLR0913 - one parameter a flag
         code = run_recipe(recipe, folder, screen, last="export")
         if split:
             from onnxq.cli.split import say_proposals
+            from onnxq.target import load_target
 
-            say_proposals(folder / "export" / "fp32.onnx", screen)
+            say_proposals(folder / "export" / "fp32.onnx", load_target(recipe.target), screen)
         return code
+    output = required(output, "-o DIR")
+    if split:
+        from onnxq.cli.split import export_with_split
+
+        given = chosen_target(target), parsed_domains(domains)
+        return export_with_split(model, *given, output, body_data, screen)
+    if body_data is not None:
+        raise UsageError("is read with --propose-split", where="--body-data", do="give both")
     from onnxq.export.stage import RECORD as EXPORT
     from onnxq.plain.export import export_file
     from onnxq.store import atomic_folder
 
-    output = Path(required(output, "-o DIR"))
     with atomic_folder(output, EXPORT) as folder:
         record = export_file(model, chosen_target(target), parsed_domains(domains), folder)
     for step in record.steps:
         screen.say(f"  {step}")
     screen.say(str(output), mark=DONE)
-    proposals = []
-    if split:
-        from onnxq.cli.split import say_proposals
-
-        proposals = say_proposals(output / "fp32.onnx", screen)
-    result = {"exit_code": 0, "record": record.model_dump(mode="json")}
-    screen.result(result | ({"proposals": proposals} if split else {}))
+    screen.result({"exit_code": 0, "record": record.model_dump(mode="json")})
     return 0
 
 

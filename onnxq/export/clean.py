@@ -35,6 +35,7 @@ __all__ = ["MOST_STEPS", "REWRITES", "TARGET_REWRITES", "CleanStep", "clean", "c
 
 Rewrite = Callable[[ir.Model], int]
 REWRITES: dict[str, Rewrite] = {
+from onnxq.export.rewrites.unroll_loop import unroll_loops
     "dropped {} Dropout": drop_dropout,
     "made MatMul of {} Einsum": einsum_to_matmul,
     "made Slice of {} negative Pad": negative_pad_to_slice,
@@ -60,7 +61,7 @@ TARGET_REWRITES: dict[str, tuple[str, Rewrite]] = {
     "expand to copies": ("made copies of {} Expand", expand_to_copies),
 }
 _MOST_ROUNDS = 8  # what one rewrite leaves another may take up; five are the most that was seen
-MOST_STEPS = len(REWRITES) + len(TARGET_REWRITES) + 5  # CastLike, onnxsim, opset, names, Concats
+MOST_STEPS = len(REWRITES) + len(TARGET_REWRITES) + 6  # those of `cleaning`
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,9 @@ def cleaning(
         graph = ir.from_proto(onnx.shape_inference.infer_shapes(current, data_prop=True))
         count = split_concats(graph, concats)
         current = _canonical(_tidied(ir.to_proto(graph)))
+    count, current = _rewritten(current, unroll_loops)  # onnxsim would, however long they are
+    if count:
+        yield CleanStep(f"unrolled {count} loops", current)
         yield CleanStep(f"split {count} layers behind {', '.join(concats)} by channels", current)
 
 

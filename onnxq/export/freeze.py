@@ -10,20 +10,20 @@ from onnxq.errors import ModelError, nearest
 from onnxq.recipe import ValueSection
 from onnxq.shapes import infer_shapes
 
-__all__ = ["freeze", "refuse_half", "refuse_subgraphs"]
+__all__ = ["freeze", "refuse_branches", "refuse_half"]
 
 _MOST_INPUT_ELEMENTS, _MOST_ELEMENTS = 2**28, 2**30  # 1 GiB and 4 GiB of float32
-_SUBGRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+_BRANCHES = frozenset({"If", "SequenceMap"})  # loops are unrolled, where they can be
 
 
-def refuse_subgraphs(model: onnx.ModelProto, where: str) -> None:
-    """Raise ModelError if a node holds a graph of its own: no stage looks inside one."""
+def refuse_branches(model: onnx.ModelProto, where: str) -> None:
+    """Raise ModelError if a node holds a graph that may not run: no stage looks inside one."""
     for node in model.graph.node:
-        if node.op_type in _SUBGRAPHS:
+        if node.op_type in _BRANCHES:
             raise ModelError(
                 f"the node `{node.name}` ({node.op_type}) holds a graph inside it",
                 where=where,
-                do="export what lies inside the loop or branch as a model of its own",
+                do="export what lies inside the branch as a model of its own",
             )
 
 

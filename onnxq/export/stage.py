@@ -27,7 +27,7 @@ from onnxq.errors import (
     nearest,
 )
 from onnxq.export.clean import MOST_STEPS, CleanStep, cleaning
-from onnxq.export.freeze import freeze, refuse_half, refuse_subgraphs
+from onnxq.export.freeze import freeze, refuse_branches, refuse_half
 from onnxq.export.lint import lint, unreachable_parameters
 from onnxq.export.opset import OLDEST, convert_opset, opset_of
 from onnxq.export.parity import compare_outputs, input_sets, require
@@ -171,7 +171,7 @@ def _from_network(
     model = export_network(
         network, sets["random"][0], names, opset=section.opset, batch=target.batch
     )
-    refuse_subgraphs(model, section.network)
+    refuse_branches(model, section.network)
     got = _run_all(model, sets)
     hop = "torch → ONNX"
     unused = unused_parameters(network, sets["random"][0])
@@ -221,7 +221,7 @@ def _from_file(
     """Read an ``.onnx`` file, and set its free dimensions."""
     model = load_model(path)
     refuse_quantized(model, path.name)
-    refuse_subgraphs(model, path.name)
+    refuse_branches(model, path.name)
     refuse_half(model, path.name)
     steps, findings = [f"read {path.name}"], []
     if opset_of(model) < OLDEST:
@@ -278,6 +278,7 @@ def _cleaned(
         before = after
     if step is None:
         raise ExportError("the cleaning has no step", where="export")
+    refuse_branches(step.model, "the unrolled graph")
     hop = "ONNX → cleaned ONNX"
     checks = tuple(
         require(compare_outputs(hop, label, first[label], before[label], tolerance), tolerance)

@@ -182,14 +182,14 @@ class _Loop:
         return found
 
     def _counter(self, name: str) -> str:
-        """The number of the run, as a scalar; a body may want it in a vector of one."""
+        """The number of the run, in a vector of one as other inputs; a body wants a scalar."""
         declared = next(value for value in self._graph.input if value.name == name)
-        if len(declared.type.tensor_type.shape.dim) == 1:
-            self._constant(f"{name}.shape", np.array([1]))
+        if not declared.type.tensor_type.shape.dim:
+            self._constant(f"{name}.shape", np.array([], np.int64))
             view = helper.make_node("Reshape", [f"{name}.run", f"{name}.shape"], [name])
             self._graph.node.insert(0, view)
             name = f"{name}.run"
-        self._inputs[name] = helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [])
+        self._inputs[name] = helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [1])
         return name
 
     def _input(self, inner: str, outer: str, shape: Shape) -> None:
@@ -262,9 +262,13 @@ class _Loop:
         return shaped
 
     def _type_of(self, name: str) -> onnx.TypeProto:
+        """As declared, which a loop inside the body needs: inference gives its states no shape."""
         declared = next(value for value in self._graph.output if value.name == name)
         kind = onnx.TypeProto()
         kind.tensor_type.elem_type = declared.type.tensor_type.elem_type
+        dims = declared.type.tensor_type.shape.dim
+        if dims and all(dim.HasField("dim_value") for dim in dims):
+            kind.tensor_type.shape.CopyFrom(declared.type.tensor_type.shape)
         return kind
 
     def _refused(self, what: str) -> ExportError:

@@ -10,25 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from jaxtyping import Shaped
 from onnx import helper, numpy_helper
-from onnx_ir.passes import common
 
 from onnxq.computed_shapes import with_computed_shapes
-from onnxq.errors import ExportError
-from onnxq.graph import constants_of, cut_to, shapes_of, with_batch_of_one
+from onnxq.graph import constants_of, shapes_of, with_batch_of_one
 from onnxq.recipe import PartSection
-from onnxq.runtime import Session
+from onnxq.splitting.known_constants import kinds_of, with_known_constants
 from onnxq.splitting.loop_body import LOOPS, Body, Outside, body_of, names_read
 from onnxq.splitting.pieces import Pieces
 
-__all__ = ["LoopSplit", "split_loops"]
+__all__ = ["CONSTANTS", "LoopSplit", "split_loops"]
 
-_RANDOM = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
-     "RandomUniformLike"}
-)  # fmt: skip
+CONSTANTS = "Constants"  # the part that gives what loops begin with, where that is fixed
 Array = Shaped[np.ndarray, "..."]
 
 
@@ -50,7 +44,7 @@ def split_loops(model: onnx.ModelProto) -> LoopSplit | None:
     """
     if not any(node.op_type in LOOPS for node in model.graph.node):
         return None
-    return _Loops(_with_known_constants(model)).split()
+    return _Loops(with_known_constants(with_batch_of_one(model))).split()
 
 
 class _Loops:
@@ -74,7 +68,7 @@ class _Loops:
             level = self._level(node)
             self._bodies.append((level, body))
             self._levels.update(dict.fromkeys(body.shapes, level + 1))
-            kinds = _kinds(body.model)
+            kinds = kinds_of(body.model)
             given = {**body.outputs, **{own: rows.value for own, rows in body.stacked.items()}}
             self._outside.graph.input.extend(
                 helper.make_tensor_value_info(name, kinds[own], body.shapes[name])
@@ -93,7 +87,7 @@ class _Loops:
         shaped, fixed = with_computed_shapes(self._outside), self._constants
         types = {n: helper.np_dtype_to_tensor_dtype(array.dtype) for n, array in fixed.items()}
         shapes = shapes_of(shaped) | {n: array.shape for n, array in fixed.items()}
-        return body_of(node, name, Outside(shaped, fixed, _kinds(shaped) | types, shapes))
+        return body_of(node, name, Outside(shaped, fixed, kinds_of(shaped) | types, shapes))
 
     def _level(self, node: onnx.NodeProto) -> int:
         """How many loops, one behind the other, lie before what a node reads."""
@@ -143,7 +137,7 @@ def _table(constants: Mapping[str, Array], around: onnx.ModelProto) -> Body:
     model = onnx.ModelProto()
     model.CopyFrom(around)
     model.graph.Clear()
-    model.graph.name = "Constants"
+    model.graph.name = CONSTANTS
     for name, array in constants.items():
         tensor = numpy_helper.from_array(array)
         model.graph.node.append(helper.make_node("Constant", [], [name], name, value=tensor))
@@ -151,57 +145,4 @@ def _table(constants: Mapping[str, Array], around: onnx.ModelProto) -> Body:
             helper.make_tensor_value_info(name, tensor.data_type, array.shape)
         )
     shapes = {name: array.shape for name, array in constants.items()}
-    return Body("Constants", model, 1, outputs={name: name for name in shapes}, shapes=shapes)
-
-
-def _kinds(model: onnx.ModelProto) -> dict[str, int]:
-    shaped = onnx.shape_inference.infer_shapes(model).graph
-    values = (*shaped.input, *shaped.value_info, *shaped.output)
-    return {value.name: value.type.tensor_type.elem_type for value in values}
-
-
-def _with_known_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy for one sample in which what follows from constants and shapes is a constant."""
-    lift = common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
-    copy = with_batch_of_one(ir.to_proto(lift(ir.from_proto(model)).model))
-    known = {tensor.name for tensor in copy.graph.initializer}
-    shapes, members = shapes_of(copy), []
-    for node in copy.graph.node:
-        if node.op_type in _RANDOM:
-            raise ExportError(
-                "draws random numbers inside the graph",
-                where=f"{node.op_type} `{node.name or node.output[0]}`",
-                do="make what is drawn an input of the graph",
-            )
-        fixed = node.op_type == "Shape" and node.input[0] in shapes
-        if fixed or (node.op_type not in LOOPS and known.issuperset(names_read([node]))):
-            known.update(node.output)
-            members.append(node)
-    rest = [node for node in copy.graph.node if node not in members]
-    made = {name for node in members for name in node.output if name}
-    wanted = [n for n in dict.fromkeys(names_read(rest)) if n in made]
-    wanted += [v.name for v in copy.graph.output if v.name in made and v.name not in wanted]
-    arrays = _computed(copy, wanted) if wanted else {}
-    del copy.graph.node[:]
-    copy.graph.node.extend(rest)
-    copy.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in arrays.items())
-    return copy
-
-
-def _computed(model: onnx.ModelProto, names: list[str]) -> dict[str, Array]:
-    """Values that do not depend on what the graph is fed, as ONNX Runtime computes them."""
-    part = onnx.ModelProto()
-    part.CopyFrom(model)
-    kinds = _kinds(part)
-    del part.graph.output[:], part.graph.value_info[:]
-    part.graph.output.extend(helper.make_tensor_value_info(n, kinds[n], None) for n in names)
-    cut_to(part)
-    session = Session(part.SerializeToString(), optimization="none")
-    zeros = {
-        value.name: np.zeros(
-            [dim.dim_value for dim in value.type.tensor_type.shape.dim],
-            helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type),
-        )
-        for value in part.graph.input
-    }
-    return dict(session.run(zeros))
+    return Body(CONSTANTS, model, 1, outputs={name: name for name in shapes}, shapes=shapes)

@@ -113,3 +113,14 @@ class PartsSession:
     def values(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Everything that goes into a part or comes out of one, for one sample."""
         return run_steps(self._steps, inputs, lambda part, given: self._parts[part].run(given))
+
+    def taken(self, inputs: Mapping[str, Array]) -> dict[str, list[dict[str, Array]]]:
+        """What goes into each part on every one of its runs, for one sample."""
+        seen: dict[str, list[dict[str, Array]]] = {name: [] for name in self._parts}
+
+        def run(part: str, given: Mapping[str, Array]) -> Mapping[str, Array]:
+            seen[part].append(dict(given))
+            return self._parts[part].run(given)
+
+        run_steps(self._steps, inputs, run)
+        return seen

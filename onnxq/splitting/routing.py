@@ -58,7 +58,7 @@ def _loop(
     kept: dict[str, list[Array]] = {own: [] for own in step["stacked"]}
     for number in range(step["times"]):
         rows = {own: np.asarray(values[name][number]) for own, name in step["rows"].items()}
-        count = dict.fromkeys(step["counters"], np.array(number, np.int64))
+        count = dict.fromkeys(step["counters"], np.array([number], np.int64))
         made = run_part(step["part"], {**same, **state, **rows, **count})
         state = {own: made[carried["then"]] for own, carried in step["carried"].items()}
         for own, arrays in kept.items():

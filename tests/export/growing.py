@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from onnxq.runtime import Session
+from onnxq.splitting.loop_body import names_read
 
 MOST_ELEMENTS = 2048
 Shape = tuple[int, ...]
@@ -106,7 +107,7 @@ class Growing:
         inner = [name for name in self.shapes if name not in ("x", self.last)]
         if inner and self.chance(0.2):
             outputs.append(self.pick(inner))
-        used = {name for node in self.nodes for name in node.input}
+        used = set(names_read(self.nodes))
         graph = helper.make_graph(
             self.nodes,
             "g",
@@ -360,10 +361,44 @@ def patches(g: Growing, v: str) -> str | None:
     return value if value is None else g.reshape(value, (1, -1, *g.shapes[value][2:]))
 
 
+def loop(g: Growing, v: str) -> str | None:
+    """A few runs of a layer on a state that keeps its shape; what is stacked is joined again."""
+    shape, times = g.shapes[v], int(g.rng.integers(1, 4))
+    n = len(g.nodes)
+    dims, state = list(shape), f"s{n}"
+    info = helper.make_tensor_value_info
+    weight = g.weight(shape[-1], shape[-1])
+    ends = (f"t{n}", f"r{n}")
+    inside = [
+        helper.make_node("Identity", [f"go{n}"], [f"on{n}"]),
+        helper.make_node("MatMul", [state, weight], [f"m{n}"]),
+        helper.make_node("Tanh", [f"m{n}"], [ends[0]]),
+        helper.make_node("Sub", [ends[0], v if g.chance() else state], [ends[1]]),
+    ]
+    body = helper.make_graph(
+        inside,
+        f"body{n}",
+        [
+            info(f"i{n}", onnx.TensorProto.INT64, []),
+            info(f"go{n}", onnx.TensorProto.BOOL, []),
+            info(state, FLOAT, dims),
+        ],
+        [info(f"on{n}", onnx.TensorProto.BOOL, []), *(info(end, FLOAT, dims) for end in ends)],
+    )
+    count = g.constant(np.array(times))
+    made, rows = f"v{n}_0", f"v{n}_1"
+    g.nodes.append(helper.make_node("Loop", [count, "", v], [made, rows], body=body))
+    g.shapes |= {made: shape, rows: (times, *shape)}
+    if g.chance() or len(shape) > 4:
+        return made
+    sum_of_runs = g.one("ReduceSum", rows, g.ints(0), keepdims=0)
+    return g.one("Add", made, sum_of_runs)
+
+
 PRODUCTIONS: list[Callable[[Growing, str], str | None]] = [
     convolution, convolution, transposed_convolution, norm, norm, linear, activation, number,
     residual, pad, einsum, shuffle, shuffle, one_axis_more_or_less, joined, expand, cut, taken,
-    pieces, pool, reduction, softmax, nothing, patches,
+    pieces, pool, reduction, softmax, nothing, patches, loop,
 ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@ import onnx
 import pytest
 
 from onnxq.errors import ModelError
-from onnxq.export.freeze import freeze, refuse_half, refuse_subgraphs
+from onnxq.export.freeze import freeze, refuse_branches, refuse_half
 from onnxq.graph import values_of
 from onnxq.recipe import ValueSection
 
@@ -54,7 +54,7 @@ def test_a_graph_inside_a_node_is_refused_with_the_nodes_name():
         "else_branch = e () => (float[2] b) { b = Abs(x) }> }"
     )
     with pytest.raises(ModelError, match=r"`branch` \(If\)"):
-        refuse_subgraphs(model, "m.onnx")
+        refuse_branches(model, "m.onnx")
 
 
 @pytest.mark.parametrize(

@@ -84,25 +84,18 @@ def test_the_body_of_a_loop_is_run_as_often_as_the_loop_would(tmp_path: Path) ->
     assert (step.part, step.times) == ("Body1", 6)
     assert step.inputs == {"wide": "wide"}
     assert {own: (c.first, c.then) for own, c in step.carried.items()} == {"x": ("noise", "next")}
-    assert step.counters == ("i",)
+    assert step.counters == ("i.run",)
     assert (step.outputs, step.stacked) == ({"next": "latent"}, {"trace": "path"})
 
 
 def test_the_body_is_an_ordinary_model_with_static_shapes(tmp_path: Path) -> None:
     manifest, _ = cut(sampler(tmp_path))
     body = next(part for part in manifest.parts if part.name == "Body1")
-    assert {v.name: v.shape for v in body.inputs} == {"x": (1, 8), "i": (), "wide": (1, 8)}
+    assert {v.name: v.shape for v in body.inputs} == {"x": (1, 8), "i.run": (1,), "wide": (1, 8)}
     assert {v.name: v.shape for v in body.outputs} == {"next": (1, 8), "trace": (1, 8)}
     nodes = onnx.load(tmp_path / "parts" / "Body1.onnx").graph.node
-    assert [node.op_type for node in nodes] == [
-        "Gather",
-        "Add",
-        "Gemm",
-        "Tanh",
-        "Mul",
-        "Add",
-        "Sub",
-    ]
+    operators = [node.op_type for node in nodes]
+    assert operators == ["Reshape", "Gather", "Add", "Gemm", "Tanh", "Mul", "Add", "Sub"]
 
 
 def test_a_state_may_begin_with_a_constant_that_the_graph_computes(tmp_path: Path) -> None:
