@@ -30,6 +30,12 @@ def test_a_generate_report_gives_version_format_epochs_and_pools():
     assert pools["hyperRAM"] == (0, 33554432)
 
 
+def test_the_multiply_accumulates_are_read_where_a_report_counts_them():
+    assert parse_generate(GENERATE, "r.txt").macc is None
+    text = GENERATE.replace("model_fmt  ", "macc               :   336,136\nmodel_fmt  ", 1)
+    assert parse_generate(text, "r.txt").macc == 336_136
+
+
 def test_software_epochs_carry_what_runs_there():
     text = GENERATE.replace("of which 0", "of which 2")
     text = text.replace("epoch 3       HW", "epoch 3      -SW-   (     Softmax     )")

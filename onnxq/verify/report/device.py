@@ -166,7 +166,7 @@ def _of_compilers(checks: Sequence[CompilerCheck]) -> tuple[Table, ...]:
         lambda _: True,
         title="Not as planned",
     )
-    return _compiled(compiled), pools, _validated(checks), departures
+    return _compiled(compiled), _planned(checks), pools, _validated(checks), departures
 
 
 def _compiled(checks: Sequence[CompilerCheck]) -> Table:
@@ -176,13 +176,11 @@ def _compiled(checks: Sequence[CompilerCheck]) -> Table:
             *code_columns("Model"),
             *text_columns("Report", "Tool"),
             *number_columns("Epochs", "In software", "Cycles"),
-            *number_columns("Activations", "Estimated", "Weights", "In the file"),
-            *number_columns("MACC", "Counted"),
         ),
         checks,
         _compiled_cells,
         lambda check: bool(check.departures),
-        title="ST Edge AI: what was compiled, beside what was planned (bytes)",
+        title="ST Edge AI: what was compiled",
     )
 
 
@@ -190,9 +188,6 @@ def _compiled_cells(check: CompilerCheck) -> tuple[str, ...]:
     report = check.report
     epochs = () if isinstance(report, ValidateReport) else report.epochs
     cycles = [epoch.cycles for epoch in epochs if epoch.cycles is not None]
-    totals: tuple[int | None, ...] = (None, None, None)
-    if isinstance(report, GenerateReport):
-        totals = (report.activations_bytes, report.weights_bytes, report.macc)
     return (
         _word(not check.departures),
         check.model.name,
@@ -201,12 +196,25 @@ def _compiled_cells(check: CompilerCheck) -> tuple[str, ...]:
         integer(len(epochs)),
         integer(sum(epoch.runs == "software" for epoch in epochs)),
         integer(sum(cycles)) if cycles else MISSING,
-        integer(totals[0]),
-        integer(check.activations_bytes),
-        integer(totals[1]),
-        integer(check.weights_bytes),
-        integer(totals[2]),
-        integer(check.macs),
+    )
+
+
+def _planned(checks: Sequence[CompilerCheck]) -> Table:
+    lines = [
+        (check, *line)
+        for check in checks
+        if isinstance(check.report, GenerateReport)
+        for line in (
+            ("activations (bytes)", check.report.activations_bytes, check.activations_bytes),
+            ("weights (bytes)", check.report.weights_bytes, check.weights_bytes),
+            ("multiply–accumulates", check.report.macc, check.macs),
+        )
+    ]
+    return make_table(
+        (*code_columns("Model"), *text_columns("Quantity"), *number_columns("Reported", "Planned")),
+        lines,
+        lambda line: (line[0].model.name, line[1], integer(line[2]), integer(line[3])),
+        title="ST Edge AI: what it reports, beside what was planned",
     )
 
 
