@@ -5,7 +5,7 @@ compared with the FP32 graph before them.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ import onnx_ir as ir
 from jaxtyping import Shaped
 
 from onnxq.artifacts import EqualizedModel, FloatStepResult, ValueFacts
+from onnxq.calibrate.plans import choose
+from onnxq.calibrate.stage import Subject
 from onnxq.errors import StaleRecordError
 from onnxq.export.parity import compare_outputs, input_sets
 from onnxq.graph import load_model, save_model
@@ -22,12 +24,20 @@ from onnxq.provenance import provenance
 from onnxq.quantize.float_steps.observe import SampleExtremes
 from onnxq.quantize.float_steps.table import FLOAT_STEPS
 from onnxq.quantize.float_steps.types import Given
-from onnxq.recipe import FloatStepName, PartSection, Tolerance
+from onnxq.recipe import CalibrateSection, FloatStepName, PartSection, Tolerance
 from onnxq.runtime import Session
 from onnxq.samples import Samples
 from onnxq.store import facts_of_file, load_record, save_record, sha256_of_file
 
-__all__ = ["MODEL", "RECORD", "Basis", "cut_tensors", "equalize_graph", "load_equalized"]
+__all__ = [
+    "MODEL",
+    "RECORD",
+    "Basis",
+    "cut_tensors",
+    "equalize_graph",
+    "equalized_subject",
+    "load_equalized",
+]
 
 MODEL, RECORD = "equalized.onnx", "equalized.json"
 _SEED = 0
@@ -96,6 +106,26 @@ def equalize_graph(
     )
     save_record(record, folder / RECORD)
     return record
+
+
+def equalized_subject(  # noqa: PLR0913 - what is changed, how, and what is at hand for it
+    subject: Subject,
+    samples: Samples,
+    section: CalibrateSection,
+    names: Collection[FloatStepName],
+    folder: Path,
+    *,
+    kept: frozenset[str] = frozenset(),
+    progress: Progress = silent,
+) -> Subject:
+    """What is to be calibrated after the float steps ``names``: the graph in ``folder``.
+
+    Steps look at the samples that the calibration will draw, and at no others.
+    """
+    chosen = samples.take(choose(samples, section).indices)
+    basis = Basis(subject.model, tuple(subject.inputs), chosen, subject.batch, kept)
+    equalize_graph(basis, names, folder, progress)
+    return replace(subject, model=folder / MODEL)
 
 
 def load_equalized(folder: Path, fp32: Path) -> EqualizedModel:

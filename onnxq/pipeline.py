@@ -297,8 +297,8 @@ def _quantize(work: _Work, outcome: Outcome) -> Outcome:
     }
 
     def write(folder: Path) -> object:
-        from onnxq.quantize.precision import refuse_unsupported
         from onnxq.equalized import load_equalized
+        from onnxq.quantize.precision import refuse_unsupported
         from onnxq.quantize.stage import quantize
 
         equalized = None

@@ -48,6 +48,23 @@ class FloatStepResult(Record):
     parity: tuple[ParityCheck, ...]
     undone: str = ""
 
+    @property
+    def line(self) -> str:
+        """What it did, in a line."""
+        changed = [link for link in self.links if link.changed]
+        channels = sum(link.changed for link in changed)
+        seen = f" seen on {self.samples} samples" if self.samples else ""
+        furthest = max((check.max_absolute for check in self.parity), default=0.0)
+        what = (
+            f"{channels} channels of {len(changed)} layers{seen}, {len(self.skipped)} layers left "
+            f"alone; outputs differ by at most {furthest:.1e}"
+        )
+        return (
+            f"{self.step}: undone, {self.undone} ({what})"
+            if self.undone
+            else f"{self.step}: {what}"
+        )
+
 
 class EqualizedModel(Record):
     """A graph that computes what the one of ``fp32_sha256`` does, and is easier to quantize."""

@@ -2,6 +2,7 @@
 
 from onnxq.artifacts.base import FileFacts, Finding, Provenance, Record
 from onnxq.artifacts.calibration import CalibrationResult
+from onnxq.artifacts.float_steps import EqualizedModel
 from onnxq.artifacts.split import Manifest
 from onnxq.qtypes import AffineParameters, IntType
 
@@ -48,7 +49,9 @@ class QuantizedModel(Record):
     """A Q/DQ file; ``quantized_nodes`` maps names to operators, ``calibration`` is what its ranges
     come from: the samples among them, so that it is never judged on one. ``moved`` says by node how
     many steps its ``weight`` or ``bias`` was moved from FP32's at most, before it was rounded.
-    ``weight_precision`` says by node where weights are not as the target has them by default."""
+    ``weight_precision`` says by node where weights are not as the target has them by default.
+    ``equalized`` is the graph of other numbers for the function of ``fp32_sha256`` that was
+    quantized, if there were float steps."""
 
     model: FileFacts
     fp32_sha256: str
@@ -65,6 +68,7 @@ class QuantizedModel(Record):
     findings: tuple[Finding, ...] = ()
     made_up_data: bool = False
     calibration: CalibrationResult | None = None
+    equalized: EqualizedModel | None = None
     parts: Manifest | None = None
     provenance: Provenance
 

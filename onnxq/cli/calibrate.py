@@ -26,7 +26,7 @@ from onnxq.cli.flags import (
     target_option,
 )
 from onnxq.errors import UsageError
-from onnxq.recipe import METHOD_OPTIONS, OVERLAP, CalibrateSection, Method
+from onnxq.recipe import METHOD_OPTIONS, OVERLAP, CalibrateSection, FloatStepName, Method
 
 if TYPE_CHECKING:
     from onnxq.plain.calibrate import Data
@@ -49,6 +49,7 @@ FOR_CALIBRATING = frozenset(
         "stratify",
         "label_edges",
         "waive",
+        "float_steps",
     }
 )
 
@@ -114,6 +115,12 @@ def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--per-channel", is_flag=True,
             help="Collect extremes by channel too, and tell where one scale serves most badly.",
+        ),
+        click.option(
+            "--float-step", "float_steps", multiple=True,
+            type=click.Choice(get_args(FloatStepName)),
+            help="Give the FP32 graph other numbers for the same function first: even channels "
+            "(equalize), no high biases (absorb), no outliers behind norms (smooth); repeatable.",
         ),
         click.option(
             "--waive", multiple=True, metavar="overlap=REASON",
@@ -188,6 +195,7 @@ def data_of(options: dict[str, Any]) -> "Data":
         samples=options["samples"],
         options=_parsed_options(options["source_options"]),
         evaluation=options["evaluation"],
+        float_steps=options["float_steps"],
     )
 
 

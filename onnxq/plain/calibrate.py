@@ -10,11 +10,14 @@ from onnxq.artifacts import CalibrationResult, ExportedModel
 from onnxq.calibrate.merge import Part, merged_evidence
 from onnxq.calibrate.resources import Resources, forget_pieces
 from onnxq.calibrate.stage import RECORD, Subject, calibrate, conclude, load_statistics
+from onnxq.equalized import MODEL as EQUALIZED
+from onnxq.equalized import RECORD as FLOAT_STEPS
+from onnxq.equalized import equalized_subject
 from onnxq.errors import UsageError
 from onnxq.export.stage import RECORD as EXPORT
 from onnxq.plain.export import Domains, export_file
 from onnxq.progress import Progress, silent
-from onnxq.recipe import METHOD_OPTIONS, CalibrateSection
+from onnxq.recipe import METHOD_OPTIONS, CalibrateSection, FloatStepName
 from onnxq.sample_checks import made_up_samples
 from onnxq.samples import Samples
 from onnxq.sources import open_source
@@ -33,6 +36,7 @@ class Data:
 
     ``options`` are those of the source. ``samples`` None takes all there are, at most 200.
     ``evaluation`` is a source of samples that ranges are tried on, for the passport.
+    ``float_steps`` are run on the graph before it is calibrated.
     """
 
     source: str | None
@@ -41,6 +45,7 @@ class Data:
     samples: int | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     evaluation: str | None = None
+    float_steps: tuple[FloatStepName, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -111,6 +116,10 @@ def calibrated(
     for other in means.also_for:
         _refuse_other_form(model, data.domains, exported, other)
     samples, section = data.open(exported, subject.batch, means.progress)
+    if data.float_steps:
+        subject = equalized_subject(
+            subject, samples, section, data.float_steps, work, progress=means.progress
+        )
     return calibrate(
         subject,
         samples,
@@ -161,6 +170,10 @@ def merge_folders(
             shutil.copyfile(graph / name, work / name)
         exported = load_record(ExportedModel, work / EXPORT)
         subject = _subject(work, exported, load_target(first.target))
+        if (graph / FLOAT_STEPS).exists():
+            for name in (EQUALIZED, FLOAT_STEPS):
+                shutil.copyfile(graph / name, work / name)
+            subject = replace(subject, model=work / EQUALIZED)
         return conclude(subject, chosen, evidence, work)
 
 

@@ -9,7 +9,7 @@ from onnxq.calibrate.readers import refuse_overlap
 from onnxq.errors import ModelError, PluginError, StaleRecordError, UsageError
 from onnxq.graph import load_model, values_of
 from onnxq.plain.export import export_file, opset_of
-from onnxq.plain.quantize import record_of, target_for
+from onnxq.plain.quantize import equalized_of, record_of, target_for
 from onnxq.progress import Progress, silent
 from onnxq.recipe import VerifySection
 from onnxq.samples import Samples
@@ -66,6 +66,7 @@ def verify_files(  # noqa: PLR0913 - what is compared, on what, how it is judged
             exported=exported,
             calibration=quantized.calibration if quantized is not None else None,
             quantized=quantized,
+            equalized=equalized_of(int8, quantized),
         )
         return verify(evidence, task, samples, section, folder, progress=progress)
 

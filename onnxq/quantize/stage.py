@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxq.artifacts import (
     CalibrationResult,
+    EqualizedModel,
     QuantizedModel,
     TensorParameters,
 )
@@ -77,20 +78,23 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
     parts: Sequence[PartSection] = (),
     *,
     samples: Samples | None = None,
+    equalized: EqualizedModel | None = None,
     progress: Progress = silent,
 ) -> QuantizedModel:
     """Write the Q/DQ form of ``model_path`` to ``output``, and its record as ``.json`` beside it.
 
     ``parts`` are written beside it too: cut from the Q/DQ graph, so that neighbours share scale and
     zero point and compute the integers of the whole. ``samples`` are those of the calibration, for
-    the section's ``steps``, which come before parts are cut.
+    the section's ``steps``, which come before parts are cut. ``equalized`` is the record of the
+    float steps that ``model_path`` came from.
 
     Raises StaleRecordError if the ranges were made from another graph, ModelError if the graph is
     quantized already or not in canonical form, QuantizationError as the plan demands,
     or for steps without samples, TargetRuleError for bits that the target has no place for.
     """
     fp32_sha256 = sha256_of_file(model_path)
-    if calibration.model_sha256 != fp32_sha256:
+    made_from = {calibration.model_sha256, *([equalized.model.sha256] if equalized else [])}
+    if made_from != {fp32_sha256}:
         raise StaleRecordError(
             "the ranges were calibrated on another graph",
             where=str(model_path),
@@ -120,7 +124,7 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
         manifest = write_parts(output, rewritten, original, parts, output.parent / PARTS)
     record = QuantizedModel(
         model=facts_of_file(output),
-        fp32_sha256=fp32_sha256,
+        fp32_sha256=equalized.fp32_sha256 if equalized else fp32_sha256,
         calibration_sha256=digest_of(calibration.model_dump(mode="json")),
         target=target.name,
         weight_type=IntType(section.weights),
@@ -133,7 +137,7 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
             name: TensorParameters(scale=p.scale, zero_point=p.zero_point, type=p.type)
             for name, p in plan.activations.items()
         },
-        steps=steps,
+        steps=(*(step.line for step in (equalized.steps if equalized else ())), *steps),
         moved=moved_constants(graph, draft),
         weight_precision={
             name: each for name, each in planned.precision.weights.items() if name in plan.nodes
@@ -141,6 +145,7 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
         findings=(*calibration.findings, *plan.findings),
         made_up_data=calibration.choice.made_up,
         calibration=calibration,
+        equalized=equalized,
         parts=manifest,
         provenance=provenance(section.model_dump(mode="json")),
     )

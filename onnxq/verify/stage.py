@@ -70,6 +70,8 @@ class Evidence:
 
     ``fp32`` is the graph as it was exported, ``rewritten`` its canonical form, ``int8`` the file
     that ships, or that the parts which ship were cut from. ``hazards`` were found in that file.
+    ``equalized`` is the graph after float steps: tensors and constants of ``int8`` are held against
+    it, outputs and metrics never.
     """
 
     name: str
@@ -81,6 +83,12 @@ class Evidence:
     calibration: CalibrationResult | None = None
     quantized: QuantizedModel | None = None
     hazards: tuple[Finding, ...] = ()
+    equalized: Path | None = None
+
+    @property
+    def forms(self) -> tuple[Path, ...]:
+        """FP32 graphs that hold the numbers of the tensors of ``int8``."""
+        return (self.equalized,) if self.equalized else (self.rewritten, self.fp32)
 
     @property
     def parts(self) -> Manifest | None:
@@ -118,7 +126,7 @@ def verify(
     predicted = _predict(evidence, task, samples, progress)
     executions = audit_fusion(evidence.int8, config_for(evidence.target))
     layers = layer_distances(
-        (evidence.rewritten, evidence.fp32),
+        evidence.forms,
         evidence.int8,
         samples.thinned(LAYER_SAMPLES),
         progress,
@@ -252,6 +260,19 @@ def _refuse_stale(evidence: Evidence) -> None:
         raise StaleRecordError(
             "the record is about another file", where=str(evidence.rewritten), do="export again"
         )
+    made_from = quantized.equalized.model.sha256 if quantized and quantized.equalized else None
+    if made_from is not None and evidence.equalized is None:
+        raise StaleRecordError(
+            "was made from a graph after float steps, which is not given",
+            where=str(evidence.int8),
+            do="keep the .equalized.onnx file beside it, or quantize again",
+        )
+    if evidence.equalized is not None and made_from != sha256_of_file(evidence.equalized):
+        raise StaleRecordError(
+            "is not the graph that the file was made from",
+            where=str(evidence.equalized),
+            do="quantize again",
+        )
 
 
 def _source(evidence: Evidence) -> ir.Model | None:
@@ -259,7 +280,7 @@ def _source(evidence: Evidence) -> ir.Model | None:
     record = evidence.quantized
     if record is None or record.fp32_sha256 != sha256_of_file(evidence.rewritten):
         return None
-    return load_graph(evidence.rewritten)
+    return load_graph(evidence.equalized or evidence.rewritten)
 
 
 def _inputs(evidence: Evidence) -> Sequence[ValueFacts]:

@@ -34,13 +34,14 @@ def depthwise(folder: Path, act: str = "Relu", act2: str = "Relu", **more: np.nd
     """Conv → act → depthwise Conv → act → Conv, its channels scaled apart and back."""
     f, g = uneven(16, 1), uneven(16, 2)
     column = (-1, 1, 1, 1)
-    text = f"""g (float[1,3,8,8] x) => (float[1,10,1,1] y) {{
+    text = f"""g (float[1,3,8,8] x) => (float[1,10] y) {{
         [conv_1] a = Conv<pads=[1,1,1,1]>(x, w1, b1)
         [act_1] b = {act}(a{_extra(act)})
         [conv_2] c = Conv<pads=[1,1,1,1], group=16>(b, w2, b2)
         [act_2] d = {act2}(c{_extra(act2)})
         [conv_3] e = Conv(d, w3, b3)
-        [pool_1] y = GlobalAveragePool(e)
+        [pool_1] p = GlobalAveragePool(e)
+        [flat_1] y = Flatten(p)
     }}"""
     path = save(
         folder / "fp32.onnx",
