@@ -41,8 +41,9 @@ def inspect(model: Path, target: str, screen: Screen, **options: Any) -> int:
     Of an FP32 model: which nodes would become integer on the target. Of a quantized one: what
     ONNX Runtime really executes here, node by node, and what to change where that is float; for a
     target that a compiler serves, first its rules and where nodes will run there, as `onnxq check`
-    says it. Exit code 1 if ONNX Runtime computes wrong numbers from the file, or if it breaks a
-    rule of such a compiler.
+    says it. Of either: which rules of the target are broken, and what mends them. Exit code 1 if
+    ONNX Runtime computes wrong numbers from the file, or if it breaks a rule of such a compiler
+    (an FP32 model: once it is exported).
     """
     import onnx_ir as ir
 
@@ -77,7 +78,7 @@ def inspect(model: Path, target: str, screen: Screen, **options: Any) -> int:
         _of_saturation(model, profile, options, facts, screen)
         _say_answer(model, facts, screen)
     else:
-        facts |= _of_fp32(model, profile, screen)
+        code = _of_fp32(model, proto, profile, facts, screen)
     screen.result({"exit_code": code, **facts})
     return code
 
@@ -349,14 +350,20 @@ def _cause_of_slowness(time: Mapping[str, Any] | None) -> str:
 # --- an FP32 file -------------------------------------------------------------------------------
 
 
-def _of_fp32(model: Path, target: Target, screen: Screen) -> dict[str, object]:
+def _of_fp32(
+    model: Path, proto: "onnx.ModelProto", target: Target, facts: dict[str, Any], screen: Screen
+) -> int:
+    """What would become integer, and which rules are broken as it is and once it is exported; the
+    exit code."""
     import tempfile
 
     import onnx_ir as ir
 
     from onnxq.artifacts import TensorRange
     from onnxq.calibrate.finite import float_tensors
+    from onnxq.cli.targets import say_broken_rules
     from onnxq.graph import load_model
+    from onnxq.handoff.check import check
     from onnxq.plain.export import export_file
     from onnxq.quantize.plan import make_plan
     from onnxq.quantize.unshare import unshare_constants
@@ -370,7 +377,15 @@ def _of_fp32(model: Path, target: Target, screen: Screen) -> dict[str, object]:
     screen.say(f"  on {target.name}: {len(plan.nodes)} nodes would become integer")
     for node in plan.float_nodes:
         screen.say(f"  float: {node.op_type} `{node.node}`: {node.reason}")
-    return {
+    given, exported = (
+        check(form, target, file_name=model.name, phase="any") for form in (proto, canonical)
+    )
+    say_broken_rules(given, exported, target, screen)
+    facts |= {
         "integer_nodes": list(plan.nodes),
         "float_nodes": [node.model_dump(mode="json") for node in plan.float_nodes],
+        "rules": [result.model_dump(mode="json") for result in given],
+        "rules_once_exported": [result.model_dump(mode="json") for result in exported],
     }
+    broken = any(result.severity == "error" for result in exported)
+    return EXIT_WORSE if broken and target.processor is None else EXIT_PASSED

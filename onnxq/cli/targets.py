@@ -18,7 +18,7 @@ from onnxq.target import Operator, Sourced, Target, load_target, target_names
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["check", "judge_for", "targets"]
+__all__ = ["check", "judge_for", "say_broken_rules", "targets"]
 
 _BROKEN = "[red]✗[/] "
 _PLACES_SHOWN = 5
@@ -267,6 +267,31 @@ def _say_rules(results: Sequence[RuleResult], target: Target, screen: Screen) ->
             screen.say(f"    and {len(places) - _PLACES_SHOWN} more (--json)")
         screen.say(f"    waived: {first.waived}" if waived else f"    do: {first.do}")
         screen.say(f"    {first.evidence}: {first.source}", style="dim")
+
+
+def say_broken_rules(
+    given: Sequence[RuleResult], exported: Sequence[RuleResult], target: Target, screen: Screen
+) -> None:
+    """Rules that an FP32 model breaks, each with one place and what mends it: those that are still
+    broken once it is exported, and in one line those that export mends."""
+    says = {rule.id: rule.says for rule in target.rules}
+    for rule in dict.fromkeys(result.rule for result in exported):
+        places = [result for result in exported if result.rule == rule]
+        first = places[0]
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        rewrites = dict.fromkeys(place.rewrite for place in places if place.rewrite)
+        mends = f"onnxq: {', '.join(rewrites)}. " if rewrites else ""
+        screen.say(f"{rule}: {says[rule]}", mark=_BROKEN if first.severity == "error" else DOUBT)
+        screen.say(f"    {first.where} {first.what}{more}")
+        screen.say(f"    → {mends}{first.do}")
+    left = {result.rule for result in exported}
+    mended: dict[str, dict[str, None]] = {}
+    for result in given:
+        if result.rule not in left:
+            mended.setdefault(result.rule, {})[result.rewrite or "canonical form"] = None
+    if mended:
+        listed = [f"{rule} ({', '.join(rewrites)})" for rule, rewrites in mended.items()]
+        screen.say(f"  export mends: {', '.join(listed)}")
 
 
 def _say_prediction(prediction: Prediction, target: Target, screen: Screen) -> None:

@@ -12,6 +12,7 @@ from onnxruntime.quantization import QuantType, quantize_static
 
 from onnxq.calibrate.readers import SampleReader
 from onnxq.cli import main
+from tests.handoff.qdq_models import with_constants
 from tests.quantize.nets import HEAD, Net, calibrated, residual, weights
 
 
@@ -290,3 +291,41 @@ def test_a_small_network_that_is_slower_hears_why(capsys, ratio, said):
     out = " ".join(capsys.readouterr().out.split())
     assert "nothing of it runs in float" in out
     assert ("1.60× the time of FP32: Q/DQ is 43% and layout 12% of the time" in out) == said
+
+
+BATCHED = """
+<ir_version: 9, opset_import: ["" : 17]>
+batched (float[1,6,3,8,8] x) => (float[6,4,8,8] y)
+{
+  flat = Reshape (x, rows)
+  n = BatchNormalization (flat, scale, shift, mean, var)
+  y = Conv <kernel_shape=[1,1]> (n, w)
+}
+"""
+
+
+def test_inspect_of_an_fp32_model_says_which_rules_it_breaks_and_what_mends_them(shell, tmp_path):
+    ones = np.ones(3, np.float32)
+    model = with_constants(
+        BATCHED, rows=np.array([6, 3, 8, 8], np.int64), scale=ones, shift=ones, mean=ones, var=ones,
+        w=weights(4, 3, 1, 1),
+    )  # fmt: skip
+    onnx.save(model, tmp_path / "net.onnx")
+    code, out, _ = shell("inspect", tmp_path / "net.onnx", "--target", "stm32n6")
+    lines = out.splitlines()
+    for rule, place in (("rank", "input `x` has 5 dimensions"), ("batch", "on a batch of 6")):
+        (at,) = (i for i, line in enumerate(lines) if f"stm32n6.{rule}: " in line)
+        assert place in lines[at + 1]
+        assert "onnxq: split. " in lines[at + 2]
+    assert "export mends: stm32n6.software-op (fold batchnorm)" in out
+    assert code == 1
+    code, out, _ = shell("inspect", tmp_path / "net.onnx", "--target", "stm32n6", "--json")
+    checked = json.loads(shell("check", tmp_path / "net.onnx", "--target", "stm32n6", "--json")[1])
+    assert json.loads(out)["rules"] == checked["rules"]
+    assert code == checked["exit_code"] == 1
+
+
+def test_inspect_of_an_fp32_model_that_keeps_the_rules_names_none(shell, net):
+    code, out, _ = shell("inspect", net.path, "--target", "ort-x86")
+    assert code == 0
+    assert "ort-x86." not in out
