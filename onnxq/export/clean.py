@@ -19,8 +19,14 @@ from onnxq.export.rewrites.einsum import einsum_to_matmul
 from onnxq.export.rewrites.expand import drop_expand, expand_to_copies
 from onnxq.export.rewrites.fold_batchnorm import fold_batchnorm
 from onnxq.export.rewrites.fold_pad import fold_pad
+from onnxq.export.rewrites.fold_scale import divide_by_product, fold_scales, merge_scales
 from onnxq.export.rewrites.gemm import matmul_add_to_gemm
 from onnxq.export.rewrites.global_pool import mean_to_global_pool, whole_pool_to_global_pool
+from onnxq.export.rewrites.hard_gate import (
+    hard_sigmoid_to_clip,
+    hard_swish_to_one,
+    hard_swish_to_product,
+)
 from onnxq.export.rewrites.high_rank import lower_ranks
 from onnxq.export.rewrites.identity import drop_identities
 from onnxq.export.rewrites.l2_norm import lower_lp_normalization, lower_sums_of_squares
@@ -29,13 +35,13 @@ from onnxq.export.rewrites.pad import negative_pad_to_slice
 from onnxq.export.rewrites.reshape import drop_allowzero, merge_reshapes
 from onnxq.export.rewrites.split_concat import split_concats
 from onnxq.export.rewrites.transpose import merge_transposes
+from onnxq.export.rewrites.unroll_loop import unroll_loops
 from onnxq.export.rewrites.views import sink_views
 
 __all__ = ["MOST_STEPS", "REWRITES", "TARGET_REWRITES", "CleanStep", "clean", "cleaning"]
 
 Rewrite = Callable[[ir.Model], int]
 REWRITES: dict[str, Rewrite] = {
-from onnxq.export.rewrites.unroll_loop import unroll_loops
     "dropped {} Dropout": drop_dropout,
     "made MatMul of {} Einsum": einsum_to_matmul,
     "made Slice of {} negative Pad": negative_pad_to_slice,
@@ -44,6 +50,10 @@ from onnxq.export.rewrites.unroll_loop import unroll_loops
     "made Gemm of {} MatMul + Add": matmul_add_to_gemm,
     "folded {} BatchNormalization": fold_batchnorm,
     "folded {} Pad": fold_pad,
+    "made Mul of {} Div by a constant": divide_by_product,
+    "merged {} sums or products with constants": merge_scales,
+    "made Clip of {} HardSigmoid behind a layer": hard_sigmoid_to_clip,
+    "folded {} sums or products with constants": fold_scales,
     "made GlobalAveragePool of {} ReduceMean": mean_to_global_pool,
     "made GlobalAveragePool of {} AveragePool": whole_pool_to_global_pool,
     "merged {} Transposes": merge_transposes,
@@ -58,8 +68,14 @@ TARGET_REWRITES: dict[str, tuple[str, Rewrite]] = {
     "unroll batch": ("unrolled the batch of {} layers", unroll_batch),
     "sink views": ("moved {} views behind the activation", sink_views),
     "sums of squares": ("wrote {} norms and squares as products", lower_sums_of_squares),
+    "hard swish to one": ("made HardSwish of {} products with their gate", hard_swish_to_one),
+    "hard swish to product": (
+        "made products with their gate of {} HardSwish",
+        hard_swish_to_product,
+    ),
     "expand to copies": ("made copies of {} Expand", expand_to_copies),
 }
+_OPPOSITES = ("hard swish to one", "hard swish to product")
 _MOST_ROUNDS = 8  # what one rewrite leaves another may take up; five are the most that was seen
 MOST_STEPS = len(REWRITES) + len(TARGET_REWRITES) + 6  # those of `cleaning`
 
@@ -99,6 +115,9 @@ def cleaning(
     count, current = _rewritten(_tidied(_without_constant_inputs(model)), resolve_castlike)
     if count:
         yield CleanStep(f"resolved {count} CastLike", current)
+    count, current = _rewritten(current, unroll_loops)  # onnxsim would, however long they are
+    if count:
+        yield CleanStep(f"unrolled {count} loops", current)
     before, current = len(current.graph.node), _tidied(_simplified(current))
     dropped = before - len(current.graph.node)
     yield CleanStep(f"simplified: {dropped} of {before} nodes dropped", current)
@@ -115,9 +134,6 @@ def cleaning(
         graph = ir.from_proto(onnx.shape_inference.infer_shapes(current, data_prop=True))
         count = split_concats(graph, concats)
         current = _canonical(_tidied(ir.to_proto(graph)))
-    count, current = _rewritten(current, unroll_loops)  # onnxsim would, however long they are
-    if count:
-        yield CleanStep(f"unrolled {count} loops", current)
         yield CleanStep(f"split {count} layers behind {', '.join(concats)} by channels", current)
 
 
@@ -127,6 +143,9 @@ def _table(names: Sequence[str]) -> dict[str, Rewrite]:
         if name not in TARGET_REWRITES:
             what = f"there is no rewrite `{name}`; {nearest(name, TARGET_REWRITES)}"
             raise UsageError(what, where="rewrites of the recipe or target")
+    if set(_OPPOSITES) <= set(names):
+        what = "`{}` and `{}` undo each other".format(*_OPPOSITES)
+        raise UsageError(what, where="rewrites of the recipe or target", do="leave one out")
     wanted = (entry for name, entry in TARGET_REWRITES.items() if name in names)
     return REWRITES | dict(wanted)
 

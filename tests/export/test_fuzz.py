@@ -15,8 +15,8 @@ from .growing import Growing, assert_same_function
 from .networks import operators
 
 GRAPHS, FILES, A_TEST = 500, 500, 50
-ALL = tuple(TARGET_REWRITES)
-ALL_REWRITES = REWRITES | dict(TARGET_REWRITES.values())
+ALL = tuple(name for name in TARGET_REWRITES if name != "hard swish to one")  # undoes another
+ALL_REWRITES = REWRITES | dict(TARGET_REWRITES[name] for name in ALL)
 
 
 def grown(seed: int) -> onnx.ModelProto:

@@ -67,7 +67,7 @@ def add_constant(graph: ir.Graph, name: str, array: Shaped[np.ndarray, "..."]) -
         name=unique,
         shape=ir.Shape(array.shape),
         type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        const_value=ir.tensor(np.ascontiguousarray(array), name=unique),
+        const_value=ir.tensor(np.array(array, order="C"), name=unique),
     )
     graph.register_initializer(value)
     return value

@@ -13,10 +13,17 @@ from jaxtyping import Float, Shaped
 from onnxq.export.rewrites.edit import add_constant, sole_producer, sole_reader, substitute
 from onnxq.graph import WEIGHTED, constant_input
 
-__all__ = ["affine_of", "fold_batchnorm", "is_inference"]
+__all__ = [
+    "affine_of",
+    "fold_batchnorm",
+    "fold_into_next",
+    "fold_into_previous",
+    "is_inference",
+]
 
 Array = Shaped[np.ndarray, "..."]
 Channels = Float[np.ndarray, " c"]
+Affine = tuple[Channels, Channels]  # factor and shift
 
 
 def fold_batchnorm(model: ir.Model) -> int:
@@ -29,9 +36,10 @@ def fold_batchnorm(model: ir.Model) -> int:
     """
     graph = model.graph
     return sum(
-        _fold(graph, node) or _fold_into_next(graph, node)
+        fold_into_previous(graph, node, node.inputs[0], affine)
+        or fold_into_next(graph, node, node.inputs[0], affine)
         for node in tuple(graph)
-        if is_inference(node)
+        if is_inference(node) and (affine := affine_of(node)) is not None
     )
 
 
@@ -44,14 +52,14 @@ def is_inference(node: ir.Node) -> bool:
     )
 
 
-def _fold(graph: ir.Graph, norm: ir.Node) -> int:
-    """Fold one; 1 if it could be done."""
-    layer = sole_producer(norm.inputs[0], WEIGHTED)
+def fold_into_previous(graph: ir.Graph, node: ir.Node, data: ir.Value | None, by: Affine) -> int:
+    """Fold ``node``, which makes ``factor · data + shift`` by channel, into the linear layer that
+    makes ``data`` for it alone; 1 if it could be done, else 0."""
+    layer = sole_producer(data, WEIGHTED)
     weight = None if layer is None else constant_input(layer, 1)
-    affine = affine_of(norm)
-    if layer is None or weight is None or affine is None:
+    if layer is None or weight is None:
         return 0
-    factor, shift = affine
+    factor, shift = by
     bias = _bias_of(layer, len(factor))
     scaled = _scale_weight(layer, weight.astype(np.float64), factor)
     if bias is None or scaled is None:
@@ -65,21 +73,21 @@ def _fold(graph: ir.Graph, norm: ir.Node) -> int:
         ],
         {name: value for name, value in layer.attributes.items() if name != "beta"},
     )
-    substitute(graph, norm, [folded])
+    substitute(graph, node, [folded])
     graph.remove(layer, safe=True)
     return 1
 
 
-def _fold_into_next(graph: ir.Graph, norm: ir.Node) -> int:
-    """Fold one into the layer behind it; 1 if it could be done."""
-    layer = sole_reader(norm.outputs[0])
+def fold_into_next(graph: ir.Graph, node: ir.Node, data: ir.Value | None, by: Affine) -> int:
+    """Fold ``node``, which makes ``factor · data + shift`` by channel, into the linear layer that
+    alone reads it; 1 if it could be done, else 0."""
+    layer = sole_reader(node.outputs[0])
     weight = None if layer is None else constant_input(layer, 1)
-    affine = affine_of(norm)
-    if layer is None or layer.op_type not in WEIGHTED or layer.inputs[0] is not norm.outputs[0]:
+    if layer is None or layer.op_type not in WEIGHTED or layer.inputs[0] is not node.outputs[0]:
         return 0
-    if weight is None or affine is None or not _contracts_channels(layer, weight):
+    if weight is None or not _contracts_channels(layer, weight):
         return 0
-    factor, shift = affine
+    factor, shift = by
     if shift.any() and not _reaches_all(layer, weight):
         return 0
     by_channel = _by_input_channel(layer, weight.astype(np.float64))
@@ -94,14 +102,14 @@ def _fold_into_next(graph: ir.Graph, norm: ir.Node) -> int:
     folded = ir.node(
         "Gemm" if layer.op_type == "MatMul" else layer.op_type,
         [
-            norm.inputs[0],
+            data,
             add_constant(graph, "folded", _as_weight(layer, scaled, weight)),
             add_constant(graph, "folded", (bias + alpha * moved).astype(weight.dtype)),
         ],
         {name: value for name, value in layer.attributes.items() if name != "beta"},
     )
     substitute(graph, layer, [folded])
-    graph.remove(norm, safe=True)
+    graph.remove(node, safe=True)
     return 1
 
 
@@ -153,7 +161,7 @@ def _kernel(weight: Array) -> int:
     return int(np.prod(weight.shape[2:], dtype=np.int64))
 
 
-def affine_of(norm: ir.Node) -> tuple[Channels, Channels] | None:
+def affine_of(norm: ir.Node) -> Affine | None:
     """``(a, shift − a · mean)`` per channel, in float64; None where they are not constants, or
     where a variance is not positive."""
     constants = [constant_input(norm, index) for index in range(1, 5)]
