@@ -291,6 +291,7 @@ def _gates(metric: str, options: dict[str, Any]) -> tuple[Gate, ...]:
 @click.option("--data", metavar="SOURCE", help="Samples for the known answers.")
 @click.option("--report", type=path_type, help="Folder that `onnxq verify --report` made.")
 @click.option("--allow-unverified", is_flag=True, help="Pack a model that has no passed report.")
+@click.option("--waive", multiple=True, metavar="RULE=REASON", help="Let a broken rule pass.")
 @click.option("-o", "output", type=path_type, help="The bundle's folder.")
 @command_options
 def handoff(
@@ -310,7 +311,9 @@ def handoff(
             do="give --report DIR of `onnxq verify`, or --allow-unverified for a stamped bundle",
         )
     from onnxq.plain.judge import hand_off_file
+    from onnxq.plain.quantize import record_of, target_for
 
+    rules = [rule.id for rule in target_for(record_of(model), target).rules]
     bundle = hand_off_file(
         model,
         required(options["output"], "-o DIR"),
@@ -318,6 +321,7 @@ def handoff(
         source=options["data"],
         report=options["report"],
         allow_unverified=options["allow_unverified"],
+        waive=parsed_waivers(options["waive"], rules),
     )
     screen.say(f"{options['output']}: {bundle.verdict}, {len(bundle.files)} files", mark=DONE)
     screen.result({"exit_code": 0, "bundle": bundle.model_dump(mode="json")})

@@ -11,7 +11,7 @@ from onnxq.graph import load_model, values_of
 from onnxq.plain.export import export_file, opset_of
 from onnxq.plain.quantize import equalized_of, record_of, target_for
 from onnxq.progress import Progress, silent
-from onnxq.recipe import VerifySection
+from onnxq.recipe import HandoffSection, VerifySection, Waiver
 from onnxq.samples import Samples
 from onnxq.sources import open_source
 from onnxq.store import load_record, sha256_of_file
@@ -95,7 +95,7 @@ def task_for(metric: str) -> tuple[Task, str]:
     return task, gated.name
 
 
-def hand_off_file(
+def hand_off_file(  # noqa: PLR0913 - what ships, where, for what, and what lets it pass
     int8: Path,
     folder: Path,
     *,
@@ -103,8 +103,10 @@ def hand_off_file(
     source: str | None = None,
     report: Path | None = None,
     allow_unverified: bool = False,
+    waive: tuple[Waiver, ...] = (),
 ) -> Bundle:
-    """The bundle of ``int8`` in ``folder``; ``report`` is the folder that ``verify`` wrote.
+    """The bundle of ``int8`` in ``folder``; ``report`` is the folder that ``verify`` wrote, and
+    ``waive`` names rules of the target that may be broken.
 
     Raises ModelError for a file that is not quantized, and as ``hand_off`` does.
     """
@@ -124,6 +126,7 @@ def hand_off_file(
         model=int8,
         target=chosen,
         folder=folder,
+        section=HandoffSection(waive=waive),
         quantized=quantized,
         report=load_record(VerificationReport, report / REPORT) if report else None,
         report_folder=report,
