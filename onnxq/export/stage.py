@@ -31,6 +31,7 @@ from onnxq.export.freeze import freeze, refuse_branches, refuse_half
 from onnxq.export.lint import lint, unreachable_parameters
 from onnxq.export.opset import OLDEST, convert_opset, opset_of
 from onnxq.export.parity import compare_outputs, input_sets, require
+from onnxq.export.rewrites.unroll_loop import refuse_long_loops
 from onnxq.graph import load_model, parameter_count, refuse_quantized, save_model, values_of
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
@@ -252,6 +253,7 @@ def _cleaned(
 ) -> tuple[tuple[ParityCheck, ...], tuple[str, ...], onnx.ModelProto]:
     """The canonical graph; each step is compared with the one before, so a fault is named."""
     tolerance = section.tolerance
+    refuse_long_loops(source.model)
     before = first = _run_all(source.model, source.sets)
     lines: list[str] = []
     step: CleanStep | None = None

@@ -22,6 +22,7 @@ from onnxq.graph import cut_to, shapes_of
 __all__ = ["LOOPS", "Body", "Outside", "Rows", "body_of", "names_read"]
 
 LOOPS = frozenset({"Loop", "Scan"})
+_MOST_RUNS = 100_000
 _KEEPS_TRUTH = frozenset({"Identity", "Cast"})
 Array = Shaped[np.ndarray, "..."]
 Shape = tuple[int, ...]
@@ -154,6 +155,8 @@ class _Loop:
         on = not condition or bool(np.all(constants[condition]))
         if not on or int(number.item()) < 1:
             raise self._refused("never runs")
+        if int(number.item()) > _MOST_RUNS:
+            raise self._refused(f"runs {number.item():,} times: the file may be damaged")
         if not self._stays_true(self._made[0]):
             raise self._refused("ends when its body says so, which is known at run time alone")
         return int(number.item())

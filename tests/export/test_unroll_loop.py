@@ -8,6 +8,8 @@ import pytest
 from onnxq.errors import ExportError
 from onnxq.export.clean import clean
 from onnxq.export.rewrites.unroll_loop import unroll_loops
+from onnxq.plain.export import export_file
+from onnxq.target import load_target
 
 from .growing import applied, assert_same_function
 from .networks import graph, operators, random
@@ -88,6 +90,16 @@ def test_a_loop_that_is_too_long_or_never_runs_is_refused_by_name(runs, says):
     with pytest.raises(ExportError, match=says) as caught:
         unroll_loops(ir.from_proto(sampler(runs)))
     assert "Loop `y`" in str(caught.value)
+
+
+def test_a_damaged_number_of_runs_is_found_before_anything_runs(tmp_path):
+    model = sampler(5)
+    runs = next(t for t in model.graph.initializer if t.name == "runs")
+    runs.CopyFrom(onnx.numpy_helper.from_array(np.array(2**62), "runs"))
+    model.graph.output[1].type.tensor_type.shape.dim[0].dim_param = "n"
+    onnx.save(model, tmp_path / "endless.onnx")
+    with pytest.raises(ExportError, match="may be damaged"):
+        export_file(tmp_path / "endless.onnx", load_target("ort-x86"), {}, tmp_path)
 
 
 def test_a_scan_along_a_free_axis_is_refused():

@@ -20,7 +20,7 @@ from onnxq.graph import constants_of, shapes_of
 from onnxq.splitting.known_constants import kinds_of, with_known_constants
 from onnxq.splitting.loop_body import LOOPS, Body, Outside, Rows, body_of
 
-__all__ = ["is_short", "unroll_loops"]
+__all__ = ["is_short", "refuse_long_loops", "unroll_loops"]
 
 MOST_RUNS, MOST_NODES = 64, 20_000
 
@@ -51,6 +51,13 @@ def unroll_loops(model: ir.Model) -> int:
     proto.graph.initializer.extend(unrolled.constants)
     model.graph = ir.from_proto(proto).graph
     return 1
+
+
+def refuse_long_loops(model: onnx.ModelProto) -> None:
+    """Raise ExportError, before anything is run, for a loop that ``unroll_loops`` refuses."""
+    graph = ir.from_proto(model)
+    while unroll_loops(graph):
+        pass
 
 
 def is_short(body: Body) -> bool:
