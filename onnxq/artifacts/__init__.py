@@ -72,9 +72,11 @@ from onnxq.artifacts.memory import (
 )
 from onnxq.artifacts.origin import Ingredient, Origin, RebuildCheck
 from onnxq.artifacts.quantization import (
+    CodeDifference,
     Conversion,
     FloatNode,
     QuantizedModel,
+    RoundTrip,
     TensorParameters,
     WeightPrecision,
 )
@@ -114,6 +116,7 @@ __all__ = [
     "CellCount",
     "CellCoverage",
     "CheckpointFacts",
+    "CodeDifference",
     "Collection",
     "Comparison",
     "CompiledEpoch",
@@ -177,6 +180,7 @@ __all__ = [
     "Record",
     "ReportedValue",
     "RescaledLink",
+    "RoundTrip",
     "RuleResult",
     "RunStep",
     "SampleChoice",

@@ -3,7 +3,8 @@
 Needs the extra ``torch``; nothing of onnxq imports this package until a step asks for it.
 """
 
+from onnxq.quantize.torch_graph.fused import IntegerNodes
 from onnxq.quantize.torch_graph.graph import TorchGraph
 from onnxq.quantize.torch_graph.registry import NEWEST_OPSET, OLDEST_OPSET, supported_operators
 
-__all__ = ["NEWEST_OPSET", "OLDEST_OPSET", "TorchGraph", "supported_operators"]
+__all__ = ["NEWEST_OPSET", "OLDEST_OPSET", "IntegerNodes", "TorchGraph", "supported_operators"]

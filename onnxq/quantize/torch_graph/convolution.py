@@ -8,6 +8,8 @@ from torch.nn import functional
 from onnxq.quantize.torch_graph.registry import Call, operator
 from onnxq.quantize.torch_graph.windows import AUTO_PADS, padded, windows_of
 
+__all__ = ["conv"]
+
 _FORWARD = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {
     1: functional.conv_transpose1d,
@@ -23,7 +25,8 @@ def _rank(call: Call, x: Tensor) -> int:
 
 
 @operator("Conv")
-def _conv(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def conv(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Sums of products over windows, and the bias."""
     rank = _rank(call, x)
     windows = windows_of(call, x.shape[2:], weight.shape[2:])
     pads: Sequence[int] = windows.before

@@ -26,6 +26,7 @@ from onnxq.quantize.torch_graph import (  # noqa: F401 (each fills the table wit
     sampling,
     shaping,
 )
+from onnxq.quantize.torch_graph.fused import IntegerNodes, with_kernels
 from onnxq.quantize.torch_graph.pairs import with_pairs
 from onnxq.quantize.torch_graph.registry import (
     NEWEST_OPSET,
@@ -59,10 +60,13 @@ class TorchGraph(nn.Module):
     their names in the graph they are in ``weights``. Dropout and BatchNormalization are those of
     inference, whatever ``train()`` says.
 
+    With ``on_integers`` those nodes are computed as ONNX Runtime computes them with full
+    optimization, to the last code and without gradients; nothing inside them can be asked for.
+
     Raises ModelError naming the node whose operator, attribute or type cannot be computed exactly.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, on_integers: IntegerNodes | None = None) -> None:
         super().__init__()
         self._where = model.graph.name or "the graph"
         opset = self._opset_of(model)
@@ -76,6 +80,8 @@ class TorchGraph(nn.Module):
         self._outputs = tuple(value.name for value in graph.output)
         self._inputs = tuple(v.name for v in graph.input if v.name not in self._keys)
         steps = tuple(self._steps_of(graph, opset))
+        if on_integers is not None:
+            steps = with_kernels(steps, self._outputs, on_integers)
         paired = with_pairs(steps, self._outputs)
         self._steps, self._paired = _with_spent(steps), _with_spent(paired)
         self._hidden = _made(steps) - _made(paired)
@@ -108,10 +114,25 @@ class TorchGraph(nn.Module):
         self._constants.register_parameter(key, parameter)
         return parameter
 
+    @property
+    def grids(self) -> dict[str, tuple[str, str, str]]:
+        """By the codes that a QuantizeLinear makes: what it rounds, scale, zero point or ""."""
+        return {
+            step.outputs[0]: (step.inputs[0], step.inputs[1], [*step.inputs, ""][2])
+            for step in self._steps
+            if step.call.op_type == "QuantizeLinear"
+        }
+
     def forward(
-        self, inputs: Mapping[str, Shaped[Tensor, "..."]], wanted: Sequence[str] = ()
+        self,
+        inputs: Mapping[str, Shaped[Tensor, "..."]],
+        wanted: Sequence[str] = (),
+        instead: Mapping[str, Shaped[Tensor, "..."]] | None = None,
     ) -> dict[str, Shaped[Tensor, "..."]]:
         """The graph's outputs and the tensors named by ``wanted``.
+
+        What follows from a tensor that ``instead`` names is computed of the value given there, and
+        not of what is delivered for it.
 
         Raises DataError for inputs that are missing, unknown or of another type, UsageError for a
         wanted tensor that the graph does not have, ModelError where torch refuses a node.
@@ -126,17 +147,34 @@ class TorchGraph(nn.Module):
         kept = (*self._outputs, *wanted)
         values = {name: getattr(self._constants, key) for name, key in self._keys.items()}
         values |= self._given(inputs)
-        for step in self._steps if self._hidden.intersection(wanted) else self._paired:
-            made = self._computed(step, values)
-            values.update(zip(step.outputs, made, strict=False))
+        instead, replaced = instead or {}, {}
+        for step in self._steps if self._hidden & {*wanted, *instead} else self._paired:
+            made = dict(zip(step.outputs, self._computed(step, values), strict=False))
+            for name in instead.keys() & made.keys():
+                replaced[name], made[name] = made[name], instead[name]
+            values.update(made)
             for name in step.spent:
                 if name not in kept:
                     values.pop(name, None)
         return {
-            name: delivered(landed(values[name], type_, self._where), type_)
+            name: delivered(landed(replaced.get(name, values[name]), type_, self._where), type_)
             for name in kept
             for type_ in (self._types[name],)
         }
+
+    def run(
+        self,
+        inputs: Mapping[str, Shaped[np.ndarray, "..."]],
+        wanted: Sequence[str] = (),
+        instead: Mapping[str, Shaped[np.ndarray, "..."]] | None = None,
+    ) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """As ``forward``, of arrays and without gradients."""
+        fed, put = (
+            {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+            for arrays in (inputs, instead or {})
+        )
+        with torch.no_grad():
+            return {name: t.numpy() for name, t in self(fed, wanted, put).items()}
 
     def _opset_of(self, model: onnx.ModelProto) -> int:
         versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]

@@ -7,6 +7,8 @@ from torch.nn import functional
 from onnxq.quantize.torch_graph.registry import Call, operator
 from onnxq.quantize.torch_graph.windows import Windows, padded, taken, windows_of
 
+__all__ = ["window_elements"]
+
 _LARGEST = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 _LARGEST_WITH_PLACES = {
     1: functional.max_pool1d_with_indices,
@@ -69,6 +71,18 @@ def _average_pool(call: Call, x: Tensor) -> Tensor:
     if bool((counted == every).all()):
         return mean
     return mean * (every / counted).to(device=x.device, dtype=x.dtype)
+
+
+def window_elements(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What each window of an AveragePool sees, in order, and how many of it count.
+
+    (n, c, counts ..., elements), zero in the pads, and (counts ...) of the type of ``x``.
+    """
+    windows, rank = _windows(call, x), x.dim() - 2
+    filled = padded(x, windows.before, windows.fit(x.shape[2:]))
+    with_pads = bool(call.get("count_include_pad", 0))
+    counted = _counted(windows, list(x.shape[2:]), with_pads=with_pads)
+    return taken(filled, windows).flatten(-rank), counted.to(device=x.device, dtype=x.dtype)
 
 
 def _counted(windows: Windows, sizes: list[int], *, with_pads: bool) -> Tensor:
