@@ -68,6 +68,7 @@ class Sensitivity(Record):
     on that order; ``only`` and ``without`` do not.
     """
 
+    name: str
     model: FileFacts
     target: str
     data: str

@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from onnxq.compare.candidates import Given
     from onnxq.compare.measure import Question
     from onnxq.samples import Samples
-    from onnxq.verify.report.page import Page
     from onnxq.verify.report.tables import Table
 
-__all__ = ["compare", "print_table", "write_page"]
+__all__ = ["compare", "print_table"]
 
 _RECIPES = {".yaml", ".yml"}
 
@@ -59,7 +58,9 @@ def compare(  # noqa: PLR0913 - one parameter a flag
     """
     from onnxq.compare.candidates import fp32_of, open_candidates
     from onnxq.compare.measure import compare as measure
-    from onnxq.compare.page import brief_table, comparison_page, pairs_table
+    from onnxq.compare.page import RECORD, brief_table, comparison_page, pairs_table
+    from onnxq.store import atomic_folder, save_record
+    from onnxq.verify.report.page import write_page
 
     given = [_given(model, screen) for model in models]
     fp32 = fp32_of(given)
@@ -73,7 +74,10 @@ def compare(  # noqa: PLR0913 - one parameter a flag
         screen.say(f"  ! {note}")
     screen.say(found.advice, style="bold")
     if report is not None:
-        write_page(report, comparison_page(found), found, screen)
+        with atomic_folder(report, RECORD) as folder:
+            write_page(comparison_page(found), folder)
+            save_record(found, folder / RECORD)
+        screen.say(f"  report  {report / 'report.html'}")
     code = _exit_code(found)
     screen.result({"exit_code": code, "comparison": found.model_dump(mode="json")})
     return code
@@ -88,18 +92,6 @@ def print_table(screen: Screen, table: "Table") -> None:
     for row in table.rows:
         shown.add_row(*map(Text, row.cells), style="bold" if row.marked else None)
     screen.text.print(shown, soft_wrap=False)
-
-
-def write_page(folder: Path, page: "Page", record: "SideBySide", screen: Screen) -> None:
-    """``report.html``, ``report.md`` and the record, put in place together."""
-    from onnxq.store import atomic_folder
-    from onnxq.verify.report.page import page_html, page_markdown
-
-    with atomic_folder(folder, page.record) as work:
-        (work / "report.html").write_text(page_html(page), encoding="utf-8")
-        (work / "report.md").write_text(page_markdown(page), encoding="utf-8")
-        (work / page.record).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    screen.say(f"  report  {folder / 'report.html'}")
 
 
 def _given(model: Path, screen: Screen) -> "Given":

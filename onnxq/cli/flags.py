@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,16 @@ domain_option = click.option(
 )  # fmt: skip
 
 
-def is_recipe(path: Path) -> bool:
-    """True for a recipe; raises UsageError for flags that do not go with what ``path`` is."""
+def is_recipe(path: Path, own: Collection[str] = ()) -> bool:
+    """True for a recipe; raises UsageError for flags that do not go with what ``path`` is.
+
+    ``own`` are parameters of the command that go with both.
+    """
     if path.suffix in {".yaml", ".yml"}:
         do = f"set it in the recipe, or once with `onnxq run {path} --set KEY=VALUE`"
-        refuse_flags(lambda name: name not in _WITH_RECIPE, "for plain files", str(path), do)
+        refuse_flags(
+            lambda name: name not in {*_WITH_RECIPE, *own}, "for plain files", str(path), do
+        )
         return True
     do = "leave it out: `-o` or --report says where results go"
     refuse_flags(lambda name: name in _FOR_RECIPES, "for recipes", str(path), do)

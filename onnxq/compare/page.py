@@ -18,7 +18,7 @@ from onnxq.verify.report.tables import (
     text_columns,
 )
 
-__all__ = ["brief_table", "comparison_page", "models_table", "pairs_table"]
+__all__ = ["RECORD", "brief_table", "comparison_page", "models_table", "pairs_table"]
 
 RECORD = "comparison.json"
 

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
 from onnxq.artifacts import Provenance
+from onnxq.store import write_text
 from onnxq.verify.report.markdown import list_text, section_text
 from onnxq.verify.report.tables import Section
 
-__all__ = ["Figure", "Page", "page_html", "page_markdown"]
+__all__ = ["Figure", "Page", "page_html", "page_markdown", "write_page"]
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,9 @@ def page_markdown(page: Page) -> str:
         f"full: {page.record}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_page(page: Page, folder: Path) -> None:
+    """``report.html`` and ``report.md`` in ``folder``, each whole or not at all."""
+    write_text(folder / "report.html", page_html(page))
+    write_text(folder / "report.md", page_markdown(page))
