@@ -8,16 +8,18 @@ reals = known.dequantize("scores", answer)    # the device's integers → float3
 """
 
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Contract", "ContractError", "load"]
+__all__ = ["BUNDLE_FILE", "Contract", "ContractError", "load", "load_json", "parts_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Facts = Mapping[str, Any]
+BUNDLE_FILE = "bundle.json"  # beside the contract of a whole bundle
 
 
 class ContractError(ValueError):
@@ -32,8 +34,22 @@ def load(folder: str | Path) -> "Contract":
     for name in ("contract.json", "pipeline.json"):
         path = Path(folder) / name
         if path.is_file():
-            return Contract(json.loads(path.read_text(encoding="utf-8")))
+            return Contract(load_json(path))
     raise ContractError(f"{folder}: holds no contract.json")
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file says."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def parts_of(folder: Path) -> dict[str, Path]:
+    """The model of each part by its name; of a model in one piece, whose name is empty."""
+    if not (folder / "pipeline.json").is_file():
+        return {"": folder / load_json(folder / BUNDLE_FILE)["model"]["name"]}
+    parts = load_json(folder / "pipeline.json")["parts"]
+    files = {part["name"]: part["file"]["name"] for part in parts}
+    return {n: p if (p := folder / n / f).is_file() else folder / f for n, f in files.items()}
 
 
 class Contract:
@@ -58,6 +74,39 @@ class Contract:
         _refuse_shape(facts, array)
         _refuse_values(facts, array, any_domain)
         return array
+
+    def read(self, path: Path) -> list[dict[str, Array]]:
+        """The inputs of every sample in an .npz file, or in a folder with a .npy file for each.
+
+        An array is called as its input, or ``input.<name>`` as in known_answers.npz. It holds one
+        sample, or samples along one more axis in front (along the first one, where that is fixed
+        at 1). Raises ContractError for a missing input, and if there are not as many of each.
+        """
+        if path.is_dir():
+            found = {file.stem: np.load(file, allow_pickle=False) for file in path.glob("*.npy")}
+        else:
+            with np.load(path, allow_pickle=False) as archive:
+                wanted = {*self.inputs, *(f"input.{name}" for name in self.inputs)}
+                found = {name: archive[name] for name in archive.files if name in wanted}
+        cut = {}
+        for name, facts in self.inputs.items():
+            array = found.get(name, found.get(f"input.{name}"))
+            if array is None:
+                raise ContractError(f"no array for the input `{name}`")
+            cut[name] = _samples_of(array, facts["shape"])
+        counts = {name: len(samples) for name, samples in cut.items()}
+        if 0 in counts.values() or len(set(counts.values())) > 1:
+            what = "holds no sample" if 0 in counts.values() else "numbers of samples differ"
+            raise ContractError(f"{what}: {counts}")
+        return [dict(zip(cut, row, strict=True)) for row in zip(*cut.values(), strict=True)]
+
+    def write(self, path: Path, results: list[dict[str, Array]]) -> None:
+        """An .npz file with the outputs of every sample, along a new first axis."""
+        with zipfile.ZipFile(path, "w") as archive:  # savez takes not every name
+            for name in self.outputs:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    joined = np.stack([result[name] for result in results])
+                    np.lib.format.write_array(file, joined, allow_pickle=False)
 
     def quantize(self, name: str, reals: Array, *, any_domain: bool = False) -> Array:
         """The integers of real values: ``saturate(round_half_even(x / scale) + zero_point)``.
@@ -128,6 +177,14 @@ class Contract:
         if known is None:
             raise ContractError(f"`{name}` has no integer form: {facts.get('note', '')}")
         return known
+
+
+def _samples_of(array: Array, shape: list[Any]) -> list[Array]:
+    """The samples that an array holds, each of the rank that the model takes."""
+    if array.ndim == len(shape) + 1:
+        return list(array)
+    single = array.ndim == 0 or shape[0] != 1
+    return [array] if single else [array[i : i + 1] for i in range(len(array))]
 
 
 def _quantized(reals: Array, known: Facts) -> Array:

@@ -12,10 +12,8 @@ Exit code 0: done. 2: not done; a line says why.
 # ruff: noqa: T201  (a stand-alone script: copied into every bundle, never imported by onnxq)
 
 import argparse
-import json
 import os
 import sys
-import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -26,12 +24,12 @@ sys.dont_write_bytecode = True  # nothing is left in the bundle
 try:
     import numpy as np
     import onnxruntime as ort
-    from contract import ContractError, load
+    from contract import BUNDLE_FILE, load, load_json, parts_of
 except ImportError as fault:
     print(f"{fault}: `pip install -r requirements.txt` installs what is needed", file=sys.stderr)
     raise SystemExit(2) from fault
 
-__all__ = ["LEVELS", "Runner", "parts_of"]
+__all__ = ["LEVELS", "Runner"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 LEVELS = {"full": "ORT_ENABLE_ALL", "none": "ORT_DISABLE_ALL"}
@@ -46,10 +44,10 @@ class Runner:
     def __init__(self, folder: str | Path, *, threads: int = 1, level: str | None = None) -> None:
         self.folder = Path(folder)
         self.contract = load(self.folder)
-        how = _json(self.folder / "bundle.json")["provenance"]["options"]
+        how = load_json(self.folder / BUNDLE_FILE)["provenance"]["options"]
         options = ort.SessionOptions()
-        level = level or LEVELS[how["optimization"]]
-        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+        chosen = level or LEVELS[how["optimization"]]
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, chosen)
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         for key, value in how["session_options"].items():
@@ -57,7 +55,7 @@ class Runner:
         load_session = partial(ort.InferenceSession, providers=["CPUExecutionProvider"])
         self.parts = {n: load_session(str(p), options) for n, p in parts_of(self.folder).items()}
         pipeline = self.folder / "pipeline.json"
-        self._steps = _json(pipeline)["steps"] if pipeline.is_file() else None
+        self._steps = load_json(pipeline)["steps"] if pipeline.is_file() else None
 
     def run(self, inputs: Mapping[str, Array], *, any_domain: bool = False) -> dict[str, Array]:
         """All outputs for one sample. Raises KeyError for a missing input, ContractError for what
@@ -78,50 +76,6 @@ class Runner:
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
-def parts_of(folder: Path) -> dict[str, Path]:
-    """The model of each part by its name; of a model in one piece, whose name is empty."""
-    if not (folder / "pipeline.json").is_file():
-        return {"": folder / _json(folder / "bundle.json")["model"]["name"]}
-    parts = _json(folder / "pipeline.json")["parts"]
-    files = {part["name"]: part["file"]["name"] for part in parts}
-    return {n: p if (p := folder / n / f).is_file() else folder / f for n, f in files.items()}
-
-
-def rows(arrays: Mapping[str, Array], shapes: Mapping[str, list[Any]]) -> list[dict[str, Array]]:
-    """The arrays of each sample. Raises ContractError if there are not as many of each input."""
-    cut = {}
-    for name, array in arrays.items():
-        if array.ndim == len(shapes[name]) + 1:
-            cut[name] = list(array)
-        else:
-            single = array.ndim == 0 or shapes[name][0] != 1
-            cut[name] = [array] if single else [array[i : i + 1] for i in range(len(array))]
-    missing = shapes.keys() - cut.keys()
-    if missing:
-        raise ContractError(f"no array for the input `{min(missing)}`")
-    counts = {name: len(samples) for name, samples in cut.items()}
-    if 0 in counts.values():
-        raise ContractError(f"holds no sample: {counts}")
-    if len(set(counts.values())) > 1:
-        raise ContractError(f"numbers of samples differ: {counts}")
-    return [dict(zip(cut, row, strict=True)) for row in zip(*cut.values(), strict=True)]
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _read(path: Path, shapes: Mapping[str, list[Any]]) -> dict[str, Array]:
-    if path.is_dir():
-        found = {file.stem: np.load(file, allow_pickle=False) for file in path.glob("*.npy")}
-    else:
-        with np.load(path, allow_pickle=False) as archive:
-            wanted = {*shapes, *(f"input.{name}" for name in shapes)}
-            found = {name: archive[name] for name in archive.files if name in wanted}
-    given = {name: found.get(name, found.get(f"input.{name}")) for name in shapes}
-    return {name: array for name, array in given.items() if array is not None}
-
-
 def main() -> int:
     """Parse, run, write; the exit code."""
     parser = argparse.ArgumentParser(description="Run the model of this folder.")
@@ -132,14 +86,9 @@ def main() -> int:
     given = parser.parse_args()
     try:
         runner = Runner(Path(__file__).resolve().parent, threads=given.threads)
-        shapes = {name: facts["shape"] for name, facts in runner.contract.inputs.items()}
-        samples = rows(_read(given.inputs, shapes), shapes)
+        samples = runner.contract.read(given.inputs)
         results = [runner.run(row, any_domain=given.any_domain) for row in samples]
-        with zipfile.ZipFile(given.output, "w") as archive:  # savez takes not every name
-            for name in results[0]:
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    joined = np.stack([result[name] for result in results])
-                    np.lib.format.write_array(file, joined, allow_pickle=False)
+        runner.contract.write(given.output, results)
     except Exception as fault:  # the runtime's exception types share no other base
         print(f"not done: {fault}", file=sys.stderr)
         return 2

@@ -32,8 +32,8 @@ sys.dont_write_bytecode = True  # nothing is left in the bundle
 try:
     import numpy as np
     import onnxruntime as ort
-    from contract import load
-    from run import Runner, parts_of
+    from contract import load, parts_of
+    from run import Runner
 except ImportError as fault:
     print(f"{fault}: `pip install -r requirements.txt` installs what is needed", file=sys.stderr)
     raise SystemExit(2) from fault
