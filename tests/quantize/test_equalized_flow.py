@@ -98,6 +98,7 @@ def test_what_is_judged_is_the_distance_to_the_file_before_the_steps(net, data, 
         {"x": np.random.default_rng(1).standard_normal((24, 3, 8, 8)).astype(np.float32)},
         labels=np.arange(24) % 10,
     )
+    (tmp_path / "report").mkdir()
     report = verify_files(net.path, int8, fresh, task, section, tmp_path / "report")
     assert report.fp32.sha256 == sha256_of_file(net.path)
     assert min(row.sqnr_db for row in report.layers) > 15  # every tensor against its own scale
