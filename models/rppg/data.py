@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.rppg.synthesize import SPLITS
+from models.rppg.splits import SPLITS
 from models.rppg.ubfc import Recording, read_recording, subject_folders
 from models.rppg.windows import samples_of
 from onnxq.errors import DataError, nearest

@@ -1,10 +1,18 @@
 """Photoplethysmogram → heart rate at every instant, by the peaks of the filtered wave."""
 
+import hashlib
+from importlib import metadata
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import signal
 
-__all__ = ["bpm_from_ppg"]
+from onnxq.errors import DataError
+from onnxq.store import atomic_file
+
+__all__ = ["bpm_from_ppg", "cached_bpm"]
+
+FORM = 1  # of the kept files; raised when the computing changes
 
 PASS_BAND_HZ = (0.7, 3.0)
 FILTER_ORDER = 3
@@ -26,6 +34,8 @@ def bpm_from_ppg(
     them are left out; each beat's rate holds at its middle and is interpolated between. The first
     and last value hold to the ends.
     """
+    from scipy import signal  # a second of importing; the rates are kept from run to run
+
     rate_hz = 1 / float(np.median(np.diff(seconds)))
     sections = signal.butter(FILTER_ORDER, PASS_BAND_HZ, "bandpass", fs=rate_hz, output="sos")
     wave = signal.sosfiltfilt(sections, ppg - ppg.mean())
@@ -42,6 +52,32 @@ def bpm_from_ppg(
     if len(bpm) < FEWEST_BEATS:
         return np.full(len(ppg), np.nan)
     return np.asarray(np.interp(seconds, middles, bpm))
+
+
+def cached_bpm(
+    ppg: Float[np.ndarray, " n"], seconds: Float[np.ndarray, " n"], cache: Path
+) -> Float[np.ndarray, " n"]:
+    """``bpm_from_ppg``, kept in ``cache`` under the SHA-256 of both and the version of scipy.
+
+    A file is whole or absent, also after an interruption. Raises DataError for a damaged one and
+    StoreError for a cache that cannot be written.
+    """
+    key = hashlib.sha256(f"{FORM} scipy {metadata.version('scipy')} {len(ppg)} ".encode())
+    for values in (ppg, seconds):
+        key.update(np.ascontiguousarray(values, np.float64).tobytes())
+    file = cache / f"bpm-{key.hexdigest()[:24]}.npy"
+    if not file.exists():
+        with atomic_file(file) as temporary:
+            np.save(temporary, bpm_from_ppg(ppg, seconds))
+    try:
+        kept = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as fault:
+        what = f"kept heart rates are damaged: {fault}"
+        raise DataError(what, where=str(file), do=f"delete {cache}") from fault
+    if kept.shape != ppg.shape or kept.dtype != np.float64:
+        what = f"kept heart rates are damaged: {kept.dtype}{list(kept.shape)}"
+        raise DataError(what, where=str(file), do=f"delete {cache}")
+    return np.asarray(kept)
 
 
 def _refined(

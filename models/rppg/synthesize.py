@@ -23,31 +23,15 @@ from rich.console import Console
 from models.rppg.pulse import BPM_RANGE, cycles, drifting_bpm, pulse_wave
 from models.rppg.scene import FPS, FRAME_SIZE, Traits, draw_traits, frames
 from models.rppg.shell import progress_on, run
+from models.rppg.splits import SPLITS
 from models.rppg.ubfc import GROUND_TRUTH, SYNTHETIC, VIDEO
 from onnxq.errors import StoreError
 from onnxq.store import atomic_folder, write_text
 
-__all__ = ["SPLITS", "Job", "jobs", "main", "write_subject"]
+__all__ = ["Job", "jobs", "main", "write_subject"]
 
 FINGER_DELAY_S = 0.12  # the pulse reaches the finger, where line 1 is measured, after the face
 SEEDS_A_SPLIT = 1000
-
-
-@dataclass(frozen=True)
-class Split:
-    """Subjects ``first`` to ``first + count − 1``; their numbers and seeds occur in no other."""
-
-    first: int
-    count: int
-    seconds: float
-
-
-# Finding faces costs most of the time, so what every user generates is short.
-SPLITS = {
-    "train": Split(1, 16, seconds=20.0),
-    "calibration": Split(17, 8, seconds=14.0),
-    "test": Split(25, 12, seconds=14.0),
-}
 
 
 @dataclass(frozen=True)

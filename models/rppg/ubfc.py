@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from models.rppg.heart_rate import bpm_from_ppg
+from models.rppg.heart_rate import cached_bpm
 from models.rppg.patches import Patches, cached_patches
 from onnxq.errors import DataError
 
@@ -110,7 +110,7 @@ def _number(name: str) -> int:
 def read_recording(folder: Path, cache: Path) -> Recording:
     """One subject's patches and heart rate. Frames and samples are paired in order.
 
-    The patches are kept in ``cache``, so that the next reading takes no time.
+    Patches and rates are kept in ``cache``, so that the next reading takes no time.
     Raises DataError if the numbers of frames and of samples differ by more than 5 %.
     """
     truth = read_ground_truth(folder / GROUND_TRUTH)
@@ -126,6 +126,6 @@ def read_recording(folder: Path, cache: Path) -> Recording:
     return Recording(
         name=folder.name,
         patches=Patches(patches.pixels, patches.row_of_frame[:both]),
-        bpm=bpm_from_ppg(truth.ppg, truth.seconds)[:both],
+        bpm=cached_bpm(truth.ppg, truth.seconds, cache)[:both],
         synthetic=(folder / SYNTHETIC).exists(),
     )

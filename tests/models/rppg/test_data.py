@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from models.rppg import data
-from models.rppg.synthesize import Job, Split
+from models.rppg.splits import Split
+from models.rppg.synthesize import Job
 from onnxq.errors import DataError
 
 

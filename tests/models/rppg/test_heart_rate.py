@@ -1,9 +1,14 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import signal
 
-from models.rppg.heart_rate import bpm_from_ppg
+from models.rppg import heart_rate
+from models.rppg.heart_rate import bpm_from_ppg, cached_bpm
 from models.rppg.pulse import BPM_RANGE, cycles, drifting_bpm, pulse_wave
+from onnxq.errors import DataError
 
 SECONDS = np.arange(900) / 30
 
@@ -50,3 +55,37 @@ def test_heart_rate_stays_in_its_range():
         assert bpm.min() >= BPM_RANGE[0]
         assert bpm.max() <= BPM_RANGE[1]
         assert np.ptp(bpm) > 2
+
+
+def test_rates_are_kept_to_the_last_bit_and_computed_anew_for_another_pulse(tmp_path, monkeypatch):
+    wave = pulse_wave(cycles(SECONDS, np.full(900, 70.0)))
+    wanted = bpm_from_ppg(wave, SECONDS)
+    np.testing.assert_array_equal(cached_bpm(wave, SECONDS, tmp_path), wanted)
+    computed = []
+    monkeypatch.setattr(heart_rate, "bpm_from_ppg", lambda *given: computed.append(1) or given[0])
+    np.testing.assert_array_equal(cached_bpm(wave, SECONDS, tmp_path), wanted)
+    assert not computed
+    cached_bpm(np.nextafter(wave, np.inf), SECONDS, tmp_path)
+    cached_bpm(wave, 2 * SECONDS, tmp_path)
+    assert len(computed) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"no array"])
+def test_damaged_rates_are_named(tmp_path, content):
+    wave = pulse_wave(cycles(SECONDS, np.full(900, 70.0)))
+    cached_bpm(wave, SECONDS, tmp_path)
+    (kept,) = tmp_path.glob("bpm-*.npy")
+    kept.write_bytes(content)
+    with pytest.raises(DataError, match="kept heart rates are damaged"):
+        cached_bpm(wave, SECONDS, tmp_path)
+    np.save(kept, np.zeros(5))
+    with pytest.raises(DataError, match="kept heart rates are damaged"):
+        cached_bpm(wave, SECONDS, tmp_path)
+
+
+def test_reading_windows_again_loads_no_signal_processing():
+    code = "import sys, models.rppg.data, models.rppg.task; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "numpy" in loaded
+    assert not loaded & {"scipy", "skimage", "torch"}

@@ -6,7 +6,8 @@ import pytest
 
 from models.rppg import synthesize
 from models.rppg.scene import FPS, draw_traits, frames
-from models.rppg.synthesize import SPLITS, Job, jobs, write_subject
+from models.rppg.splits import SPLITS
+from models.rppg.synthesize import Job, jobs, write_subject
 from models.rppg.ubfc import read_ground_truth, subject_folders
 from onnxq.errors import StoreError
 
