@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from onnxq.artifacts import Bundle, QuantizedModel, VerificationReport
+from onnxq.artifacts import BUNDLE_FILE, Bundle, QuantizedModel, VerificationReport
 from onnxq.qtypes import IntType
 from onnxq.samples import Samples
 from onnxq.store import load_record, save_record
@@ -63,7 +63,7 @@ def reports_of(twins: Sequence[Twin], folder: Path) -> dict[str, VerificationRep
 
 def bundles_of(twins: Sequence[Twin], folder: Path) -> dict[str, Bundle]:
     """The twins' bundles in the folder of the hand-off, by target: of those that passed."""
-    return dict(_records(Bundle, twins, folder, "bundle.json"))
+    return dict(_records(Bundle, twins, folder, BUNDLE_FILE))
 
 
 def _records(

@@ -13,7 +13,7 @@ from onnxq.artifacts.base import (
     Verdict,
     WaivedKey,
 )
-from onnxq.artifacts.bundle import AnswerCheck, Bundle
+from onnxq.artifacts.bundle import BUNDLE_FILE, AnswerCheck, Bundle
 from onnxq.artifacts.calibration import (
     DECLARED,
     CalibrationResult,
@@ -70,7 +70,7 @@ from onnxq.artifacts.memory import (
     TimeBound,
     ValidateReport,
 )
-from onnxq.artifacts.origin import Ingredient, Origin, RebuildCheck
+from onnxq.artifacts.origin import Ingredient, MadeFrom, Origin, RebuildCheck
 from onnxq.artifacts.quantization import (
     CodeDifference,
     Conversion,
@@ -106,6 +106,7 @@ from onnxq.artifacts.verification import (
 )
 
 __all__ = [
+    "BUNDLE_FILE",
     "DECLARED",
     "ST_METRICS",
     "AnswerCheck",
@@ -153,6 +154,7 @@ __all__ = [
     "LayerDistance",
     "Ledger",
     "LoopStep",
+    "MadeFrom",
     "Manifest",
     "MemoryEstimate",
     "MetricRow",

@@ -7,9 +7,12 @@ from onnxq.artifacts.origin import Origin
 from onnxq.artifacts.rules import RuleResult
 
 __all__ = [
+    "BUNDLE_FILE",
     "AnswerCheck",
     "Bundle",
 ]
+
+BUNDLE_FILE = "bundle.json"  # the name of a bundle's own record
 
 
 class AnswerCheck(Record):

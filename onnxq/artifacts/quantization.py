@@ -3,6 +3,7 @@
 from onnxq.artifacts.base import FileFacts, Finding, Provenance, Record
 from onnxq.artifacts.calibration import CalibrationResult
 from onnxq.artifacts.float_steps import EqualizedModel
+from onnxq.artifacts.origin import MadeFrom
 from onnxq.artifacts.split import Manifest
 from onnxq.qtypes import AffineParameters, IntType
 
@@ -120,6 +121,7 @@ class QuantizedModel(Record):
     parts: Manifest | None = None
     provenance: Provenance
 
+    made_from: MadeFrom | None = None
 
 class Conversion(Record):
     """Two files that hold the same numbers, with int8 activations in one and uint8 in the other.

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import click
 
-from onnxq.artifacts import Bundle, Origin, RebuildCheck
+from onnxq.artifacts import BUNDLE_FILE, Bundle, Origin, RebuildCheck
 from onnxq.cli.console import DONE, Screen, command_options
 from onnxq.cli.flags import path_type
 from onnxq.errors import EXIT_PASSED, EXIT_WORSE, DataError, UsageError
 
 __all__ = ["rebuild"]
 
-_RECORD, _RECIPE = "bundle.json", "recipe.yaml"
+_RECIPE = "recipe.yaml"
 
 
 @click.command()
@@ -25,8 +25,9 @@ _RECORD, _RECIPE = "bundle.json", "recipe.yaml"
 def rebuild(bundle: Path, recipe: Path | None, screen: Screen) -> int:
     """Make BUNDLE again from what it records, and compare every byte: exit 0 equal, 1 different.
 
-    Of a recipe's bundle everything is made again, from its own copy of the recipe; of a plain
-    file's bundle the hand-off alone.
+    Everything is made again: of a recipe from the bundle's own copy of it, of a plain file from the
+    FP32 model and the data that it was quantized from. Of a file that somebody else quantized, or
+    from a folder of ranges, the hand-off alone.
     """
     from onnxq.handoff.rebuilt import changes_since, compare_bundles, listed_files
     from onnxq.plain.rebuild import hand_off_again
@@ -34,7 +35,7 @@ def rebuild(bundle: Path, recipe: Path | None, screen: Screen) -> int:
     from onnxq.store import load_record
 
     listed_files(bundle)
-    record = load_record(Bundle, bundle / _RECORD)
+    record = load_record(Bundle, bundle / BUNDLE_FILE)
     origin = _origin(record, bundle)
     with tempfile.TemporaryDirectory() as scratch:
         if origin.kind == "recipe":
@@ -44,8 +45,10 @@ def rebuild(bundle: Path, recipe: Path | None, screen: Screen) -> int:
                 what = "this bundle was made of a plain file, not of a recipe"
                 raise UsageError(what, where="--recipe", do="leave it out")
             again = Path(scratch) / "handoff"
+            if origin.made_from is None:
+                screen.say("  nothing says what the model was quantized from: it is taken as it is")
             hand_off_again(bundle, record, origin, again)
-        made = None if again is None else load_record(Bundle, again / _RECORD).origin
+        made = None if again is None else load_record(Bundle, again / BUNDLE_FILE).origin
         reasons = changes_since(record, provenance({}), made)
         if again is None:
             result = RebuildCheck(files=0, differences=(), reasons=reasons)

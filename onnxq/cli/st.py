@@ -8,6 +8,7 @@ import click
 from rich.table import Table
 
 from onnxq.artifacts import (
+    BUNDLE_FILE,
     ST_METRICS,
     Bundle,
     CompilerCheck,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compare_st"]
 
-_BUNDLE_FILE, _CONTRACT_FILE = "bundle.json", "contract.json"
+_CONTRACT_FILE = "contract.json"
 _BAD = "[red]✗[/] "
 
 
@@ -113,7 +114,7 @@ def _target_of(bundle: Path) -> "Target":
     from onnxq.store import load_record
     from onnxq.target import load_target
 
-    target = load_target(load_record(Bundle, top_of(bundle) / _BUNDLE_FILE).target)
+    target = load_target(load_record(Bundle, top_of(bundle) / BUNDLE_FILE).target)
     if not is_for_st(target):
         raise UsageError(
             f"was handed off for {target.name}, which ST's tool does not compile for",

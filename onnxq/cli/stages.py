@@ -148,7 +148,7 @@ def quantize(
     """Write the INT8 Q/DQ form of a recipe's graph or of a plain MODEL.onnx."""
     if is_recipe(model):
         return run_stage(model, "quantize", target, build_dir, screen)
-    from onnxq.plain.quantize import quantize_file
+    from onnxq.plain.made_from import quantize_from
 
     if options["calibration"]:
         refuse_flags(
@@ -157,7 +157,7 @@ def quantize(
         )  # fmt: skip
     source = options["calibration"] or data_of(options)
     excluded = tuple(Waiver(name=name, reason="--exclude") for name in options["exclude"])
-    record = quantize_file(
+    record = quantize_from(
         model, chosen_target(target), source,
         QuantizeSection(
             exclude=excluded, steps=options["steps"], saturation=options["saturation"],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnxq
 from onnxq import plugins
-from onnxq.artifacts import Ingredient, Origin
+from onnxq.artifacts import BUNDLE_FILE, Ingredient, MadeFrom, Origin
 from onnxq.recipe import Recipe
 from onnxq.samples import Samples
 from onnxq.store import sha256_of_file, sha256_of_source
@@ -39,9 +39,17 @@ def origin_of_recipe(recipe: Recipe, calibration: Samples, evaluation: Samples) 
     )
 
 
-def origin_of_file(target: str, source: str, samples: Samples | None) -> Origin:
-    """The origin of a bundle of a plain file, with known answers of ``samples`` from ``source``."""
+def origin_of_file(
+    target: str, source: str, samples: Samples | None, made_from: MadeFrom | None = None
+) -> Origin:
+    """The origin of a bundle of a plain file, with known answers of ``samples`` from ``source``;
+    ``made_from`` is what the file was quantized from."""
     found = []
+    if made_from is not None:
+        model, data = made_from.model_sha256, made_from.samples_sha256
+        drawn = made_from.source or "random numbers"
+        found.append(Ingredient(what="FP32 model", name=made_from.model, sha256=model))
+        found.append(Ingredient(what="calibration samples", name=drawn, sha256=data))
     if samples is not None:
         found.append(Ingredient(what="samples", name=samples.name, sha256=samples.digest))
     return Origin(
@@ -49,6 +57,7 @@ def origin_of_file(target: str, source: str, samples: Samples | None) -> Origin:
         source=source,
         target=target,
         ingredients=tuple(found),
+        made_from=made_from,
         code_sha256=_code_digest(),
     )
 
@@ -59,7 +68,7 @@ def find_recipe(origin: Origin, bundle: Path) -> Path | None:
     The copy in a bundle is none: the paths in it do not begin there.
     """
     for folder in (Path.cwd(), *bundle.resolve().parents):
-        if (folder / origin.source).is_file() and not (folder / "bundle.json").is_file():
+        if (folder / origin.source).is_file() and not (folder / BUNDLE_FILE).is_file():
             return folder / origin.source
     return None
 

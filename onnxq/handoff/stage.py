@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxq.artifacts import (
+    BUNDLE_FILE,
     Bundle,
     ExportedModel,
     FileFacts,
@@ -42,7 +43,7 @@ from onnxq.target import Target
 
 __all__ = ["hand_off"]
 
-BUNDLE_FILE, SUMS_FILE, RECIPE_FILE = "bundle.json", "SHA256SUMS", "recipe.yaml"
+SUMS_FILE, RECIPE_FILE = "SHA256SUMS", "recipe.yaml"
 _REPORT_KINDS = frozenset({".html", ".md", ".json", ".xml"})
 _STAGE_NOTE = "stage.json"
 

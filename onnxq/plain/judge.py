@@ -132,7 +132,9 @@ def hand_off_file(  # noqa: PLR0913 - what ships, where, for what, and what lets
         report_folder=report,
         samples=samples,
         allow_unverified=allow_unverified,
-        origin=origin_of_file(target or chosen.name, source or "", samples),
+        origin=origin_of_file(
+            target or chosen.name, source or "", samples, quantized.made_from if quantized else None
+        ),
     )
 
 

@@ -168,6 +168,61 @@ def test_a_plain_files_bundle_is_handed_off_again(tiny, onnxq, tmp_path, with_da
     assert ("samples `eval.npz`: is not what it was then" in other.out) == with_data
 
 
+def plain_bundle(tiny, onnxq, tmp_path) -> Path:
+    """A bundle of a plain file that was quantized from a plain file, verified and handed off."""
+    from tiny.system import evaluation
+
+    assert onnxq(*tiny.arguments("--to", "export")).code == 0
+    shutil.copyfile(tiny.build / "export" / "fp32.onnx", tmp_path / "net.onnx")
+    pictures = evaluation().inputs["picture"]
+    np.savez(tmp_path / "calibration.npz", picture=pictures[:16])
+    made = onnxq(
+        "quantize", "net.onnx", "--data", "calibration.npz", "--step", "bias", "--exclude",
+        "gemm_1", "-o", "net_int8.onnx",
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    ended = onnxq("handoff", "net_int8.onnx", "-o", "bundle", "--allow-unverified")
+    assert ended.code == 0, ended.err
+    return tmp_path / "bundle"
+
+
+def test_a_plain_files_bundle_is_made_again_from_its_fp32_model_and_data(
+    tiny, onnxq, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    bundle = plain_bundle(tiny, onnxq, tmp_path)
+    (tmp_path / "net_int8.onnx").unlink()  # it is made again
+
+    same = onnxq("rebuild", bundle, "--json")
+    with np.load("calibration.npz") as given:
+        np.savez("calibration.npz", picture=given["picture"] * np.float32(0.5))
+    other = onnxq("rebuild", bundle)
+
+    assert same.code == 0, same.err + same.out
+    assert (same.json["differences"], same.json["reasons"]) == ([], [])
+    assert not (tmp_path / "net_int8.onnx").exists()
+    made = load_record(Bundle, bundle / "bundle.json").origin.ingredients
+    assert [item.what for item in made] == ["FP32 model", "calibration samples"]
+    assert other.code == 1
+    assert "net_int8.onnx differs" in " ".join(other.out.split())
+    assert "calibration samples `calibration.npz`: is not what it was then" in other.out
+    assert "FP32 model" not in other.out
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "calibration.npz"])
+def test_a_source_of_a_plain_file_that_is_missing_is_named(
+    tiny, onnxq, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    bundle = plain_bundle(tiny, onnxq, tmp_path)
+    (tmp_path / name).unlink()
+
+    ended = onnxq("rebuild", bundle)
+
+    assert ended.code == 2
+    assert f"{name} is not found from this folder" in " ".join(ended.err.split())
+
+
 def test_samples_that_are_not_found_are_looked_for_where_the_bundle_was_made(
     tiny, onnxq, tmp_path, monkeypatch
 ):
