@@ -127,7 +127,7 @@ def _refuse_shared(node: ir.Node) -> None:
 def _obstacle(node: ir.Node) -> str:
     what = f"{node.op_type} `{node.name}`"
     if node.op_type in WEIGHTED:
-        return f"{what} has no constant weight of its own behind it"
+        return f"{what} multiplies it by something computed"
     if node.op_type == "Clip":
         return f"{what} cuts at other places once it is scaled"
     if len([v for v in node.inputs if v is not None and constant_of(v) is None]) > 1:
