@@ -24,6 +24,7 @@ __all__ = [
     "CalibrateSection",
     "DataSection",
     "DataSource",
+    "Elementwise",
     "ExportSection",
     "FloatStepName",
     "Gate",
@@ -286,7 +287,8 @@ class CalibrateSection(Section):
         return self.collect or ("extremes" if self.extremes_suffice else "histograms")
 
 
-Step = Literal["weights-mse", "bias"]
+Elementwise = Literal["weigh", "integer", "float"]
+Step = Literal["weights-mse", "rounding", "bias"]
 FloatStepName = Literal["equalize", "absorb", "smooth"]
 
 
@@ -313,12 +315,17 @@ class QuantizeSection(Section):
     """What becomes integer. ``exclude`` names nodes that stay float, each with a reason.
 
     ``weights: int4`` gives weights 4 bits, but for the network's ends and embeddings of a number,
-    which keep 8; ``precision`` says otherwise of single nodes. ``storage: int8`` stores those
-    integers a byte each, for targets that read no packed ones.
+    which keep 8; ``precision`` says otherwise of single nodes. With ``block: 32`` every 32 weights
+    of a channel have a step of their own, a multiple of their channel's. ``storage: int8`` stores
+    the integers a byte each, for targets that read no packed ones.
 
     ``saturation: narrow`` gives weights fewer steps in exactly the output channels whose sums of
     pairs could leave int16 on x86 without VNNI; ``ignore`` lets them. Unless given, the target
     decides: those whose processors saturate are narrowed for.
+
+    ``elementwise: weigh`` keeps operators without weights (gated activations, Add, Softmax) float
+    where by the target's measured prices integers save too little for the rounding they add;
+    ``integer`` makes all integer that can be, ``float`` none.
 
     ``also_for`` names further targets: each gets a file with the same numbers and activations of
     the type that it takes, and a verdict and a bundle of its own. ``steps`` refine the numbers;
@@ -327,12 +334,25 @@ class QuantizeSection(Section):
 
     weights: Literal["int8", "int4"] = "int8"
     storage: Literal["packed", "int8"] = "packed"
+    block: Annotated[int, Ge(8)] | None = None
     precision: tuple[NodePrecision, ...] = ()
     exclude: tuple[Waiver, ...] = ()
     saturation: Literal["ignore", "narrow"] | None = None
+    elementwise: Elementwise = "weigh"
     also_for: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
     float_steps: tuple[FloatStepName, ...] = ()
+
+    @property
+    def has_4_bits(self) -> bool:
+        """Whether any weight is asked for with 4 bits."""
+        return "int4" in (self.weights, *(entry.weights for entry in self.precision))
+
+    @model_validator(mode="after")
+    def _4_bits_for_what_speaks_of_them(self) -> "QuantizeSection":
+        if not self.has_4_bits and (self.block is not None or self.storage != "packed"):
+            raise ValueError("`block` and `storage` speak of 4-bit weights, and none are asked for")
+        return self
 
 
 class Gate(Section):

@@ -13,6 +13,7 @@ from jaxtyping import Float64
 from onnxq.graph import WEIGHTED, constant_of, save_model
 from onnxq.quantize.bias import correct_biases
 from onnxq.quantize.draft import Draft, Evidence
+from onnxq.quantize.rounding import round_weights
 from onnxq.quantize.weights import mse_weight_scales
 from onnxq.recipe import Step
 from onnxq.runtime import Session, in_parallel
@@ -23,6 +24,7 @@ RefineStep = Callable[[Draft, Evidence], tuple[Draft, str]]  # leaves the draft 
 
 REFINE_STEPS: dict[Step, RefineStep] = {  # in the order that they run, whatever a recipe's
     "weights-mse": mse_weight_scales,
+    "rounding": round_weights,
     "bias": correct_biases,
 }
 
@@ -90,9 +92,13 @@ def moved_constants(before: ir.Model, draft: Draft) -> dict[str, dict[str, float
         old = (*nodes[str(node.name)].inputs, None)
         spread = planned.spread(len(weight.shape or ())).astype(np.float64)
         scales = planned.scales.astype(np.float64)
+        written = constant_of(weight)
+        if planned.blocks is not None and written is not None:
+            written = planned.on_grid(written)  # whose step is several of the channel's
+        step = draft.plan.activations[str(data.name)].scale
         found = {
-            "weight": _distance(weight, old[1], spread),
-            "bias": _distance(bias, old[2], scales * draft.plan.activations[str(data.name)].scale),
+            "weight": _distance(written, constant_of(old[1]), spread),
+            "bias": _distance(constant_of(bias), constant_of(old[2]), scales * step),
         }
         if any(found.values()):
             moved[str(node.name)] = {what: steps for what, steps in found.items() if steps}
@@ -100,11 +106,10 @@ def moved_constants(before: ir.Model, draft: Draft) -> dict[str, dict[str, float
 
 
 def _distance(
-    new: ir.Value | None, old: ir.Value | None, scales: Float64[np.ndarray, "..."]
+    new: np.ndarray | None, old: np.ndarray | None, scales: Float64[np.ndarray, "..."]
 ) -> float:
     """The most steps between two constants; 0 if one is none."""
-    arrays = [constant_of(value) for value in (new, old)]
-    if arrays[0] is None or arrays[1] is None:
+    if new is None or old is None:
         return 0.0
-    difference = arrays[0].astype(np.float64) - arrays[1].astype(np.float64)
+    difference = new.astype(np.float64) - old.astype(np.float64)
     return float((np.abs(difference) / scales).max(initial=0))
