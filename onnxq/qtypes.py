@@ -35,7 +35,7 @@ class IntType(StrEnum):
     @property
     def qmax(self) -> int:
         """Largest integer of the type."""
-        return 2 ** (self.bits - self.is_signed) - 1
+        return int(2 ** (self.bits - self.is_signed)) - 1
 
     @property
     def middle(self) -> int:

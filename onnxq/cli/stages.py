@@ -123,6 +123,9 @@ def export(  # noqa: PLR0913 - one parameter a flag
     help="Bits of the weights; with int4 the network's ends keep 8.",
 )
 @click.option(
+    "--block", type=int, help="Give every so many 4-bit weights of a channel a step of their own."
+)
+@click.option(
     "--storage",
     type=click.Choice(["packed", "int8"]),
     default="packed",
@@ -157,21 +160,22 @@ def quantize(
         )  # fmt: skip
     source = options["calibration"] or data_of(options)
     excluded = tuple(Waiver(name=name, reason="--exclude") for name in options["exclude"])
-    record = quantize_from(
-        model, chosen_target(target), source,
-        QuantizeSection(
+    with flag("usage"):
+        section = QuantizeSection(
             exclude=excluded, steps=options["steps"], saturation=options["saturation"],
-            weights=options["weights"], storage=options["storage"],
+            weights=options["weights"], block=options["block"], storage=options["storage"],
             precision=_precisions(options["precision"]),
-        ),
-        required(output, "-o OUT.onnx"), screen.progress,
+        )  # fmt: skip
+    record = quantize_from(
+        model, chosen_target(target), source, section, required(output, "-o OUT.onnx"),
+        screen.progress,
     )  # fmt: skip
     screen.say(f"{output}: {len(record.quantized_nodes)} nodes for {record.target}", mark=DONE)
     for node in record.float_nodes:
         screen.say(f"  float: {node.op_type} `{node.node}`: {node.reason}")
-    for node, bits in record.weight_precision.items():
+    for name, bits in record.weight_precision.items():
         if bits.reason:
-            screen.say(f"  {bits.type} weights: `{node}`: {bits.reason}")
+            screen.say(f"  {bits.type} weights: `{name}`: {bits.reason}")
     for step in record.steps:
         screen.say(f"  {step}")
     say_findings(screen, record.findings)

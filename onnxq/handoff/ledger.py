@@ -102,15 +102,18 @@ def _stored(value: ir.Value | None) -> StoredConstant | None:
     if value is None or not is_constant(value):
         return None
     item_bytes: float | None = None
+    beside = 0  # multipliers of blocks
     while (tensor := ir.convenience.get_const_tensor(value)) is None:
         node = value.producer()
         if node is None or node.inputs[0] is None:
             return None
         if node.op_type == QUANTIZE and value.dtype is not None:
             item_bytes = value.dtype.itemsize
+        if node.op_type == "Mul" and (more := _stored(node.inputs[1])) is not None:
+            beside += more.bytes
         value = node.inputs[0]
     size = tensor.nbytes if item_bytes is None else int(tensor.size * item_bytes)
-    return StoredConstant(str(value.name), size)
+    return StoredConstant(str(value.name), size + beside)
 
 
 # --- the ledger ---------------------------------------------------------------------------------

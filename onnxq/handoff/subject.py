@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxq.computed_shapes import with_computed_shapes
 from onnxq.graph import WEIGHTED, constant_of, dims_of, values_of
-from onnxq.qdq import DEQUANTIZE, QUANTIZE
+from onnxq.qdq import DEQUANTIZE, QUANTIZE, is_folded_at_load
 from onnxq.target import Target, TargetRule
 
 __all__ = [
@@ -167,6 +167,8 @@ def is_constant(value: ir.Value | None) -> bool:
         if constant_of(value) is not None:
             return True
         node = value.producer()
+        if node is not None and is_folded_at_load(node):
+            return True
         if node is None or node.op_type not in _KEEPS_CONSTANT:
             return False
         value = node.inputs[0]

@@ -63,7 +63,7 @@ def cut_to_grid(graph: ir.Model, weights: Mapping[str, WeightParameters]) -> Non
         weight = constant_of(value)
         if value is None or weight is None:
             continue
-        ends = parameters.type.qmax * parameters.spread(weight.ndim)
+        ends = parameters.type.qmax * parameters.steps(weight.shape)
         cut = np.clip(weight, -ends, ends).astype(np.float32)
         value.const_value = ir.tensor(cut, name=value.name)
 

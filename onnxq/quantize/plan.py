@@ -24,6 +24,7 @@ from onnxq.placement import (
     roots_of,
 )
 from onnxq.qtypes import AffineParameters, IntType, Range
+from onnxq.quantize.blocks import Blocks, channel_scales, multiplied
 from onnxq.quantize.least_error import least_error_scales, rows_of
 from onnxq.quantize.narrow import narrowed_scales
 from onnxq.quantize.precision import AS_THE_TARGET, Precision
@@ -42,17 +43,30 @@ _INT32_MAX = 2**31 - 1
 class WeightParameters:
     """Symmetric scales of one weight: one for each channel of ``axis``, or a single one (None).
 
-    ``type`` is the grid, −127…127 or −7…7; ``stored`` the type of the integers in the file.
+    ``type`` is the grid, −127…127 or −7…7; ``stored`` the type of the integers in the file. With
+    ``blocks`` the step of a weight is that of its channel times its block's multiplier.
     """
 
     axis: int | None
     scales: Float[np.ndarray, " channels"]
     type: IntType
     stored: IntType = IntType.INT8
+    blocks: Blocks | None = None
 
     def spread(self, rank: int) -> Float[np.ndarray, "..."]:
         """The scales, broadcasting to a weight of that rank."""
         return self.scales.reshape([-1 if dim == self.axis else 1 for dim in range(rank)])
+
+    def steps(self, shape: Sequence[int]) -> Float[np.ndarray, "..."]:
+        """The step of each weight, broadcasting to ``shape``."""
+        wide = self.spread(len(shape))
+        return wide if self.blocks is None else wide * self.blocks.spread(shape)
+
+    def on_grid(self, weight: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """The nearest reals that the integers of the file stand for."""
+        steps = self.steps(weight.shape).astype(np.float32)
+        integers = np.clip(np.rint(weight / steps), -self.type.qmax, self.type.qmax)
+        return np.asarray(integers * steps, np.float32)
 
 
 @dataclass(frozen=True)
@@ -279,7 +293,11 @@ def _weight_parameters(
         kind, stored = (bits.type, bits.stored) if bits else (target.weight_type,) * 2
         rows = rows_of(weight, axis)
         scales = symmetric_weight_scales(rows, 0, kind, power_of_two=two)
-        if kind is IntType.INT4:
+        view = precision.view_of(node, weight.shape, axis)
+        if view is not None and axis is not None:
+            scales = channel_scales(weight, axis, view, narrow=narrow)
+            scales = powers_of_two_above(scales).astype(np.float32) if two else scales
+        elif kind is IntType.INT4:
             scales = least_error_scales(rows, scales, kind, power_of_two=two)
         bias = constant_input(node, 2)
         input_scale = activations[str(node.inputs[0].name)].scale if node.inputs[0] else 1.0
@@ -295,7 +313,10 @@ def _weight_parameters(
             wide = scales
             scales = narrowed_scales(node, weight, wide, axis, power_of_two=two)
             findings += _narrowed_finding(node, wide, scales)
-        found[name] = WeightParameters(axis, scales, kind, stored)
+        blocks = None
+        if view is not None and axis is not None:
+            blocks = multiplied(weight, axis, view, scales, narrow=narrow)
+        found[name] = WeightParameters(axis, scales, kind, stored, blocks)
     return found, findings
 
 

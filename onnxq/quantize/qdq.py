@@ -13,7 +13,7 @@ import onnxruntime
 from onnxq.errors import QuantizationError, RuntimeFailureError
 from onnxq.qdq import QDQ, QUANTIZE
 from onnxq.qtypes import AffineParameters, IntType
-from onnxq.quantize.int4 import store_packed
+from onnxq.quantize.int4 import Packed, store_packed
 from onnxq.quantize.plan import Plan
 from onnxq.target import Target
 
@@ -65,6 +65,7 @@ def insert_qdq(model: onnx.ModelProto, plan: Plan, target: Target) -> onnx.Model
     refuse_unsuitable()
     work = onnx.ModelProto()
     work.CopyFrom(model)
+    _put_on_grids(work, plan)
     op_types = {node.op_type for node in work.graph.node if node.name in plan.nodes}
     with _quiet_rewriter():
         quantizer = QDQQuantizer(
@@ -92,8 +93,9 @@ def insert_qdq(model: onnx.ModelProto, plan: Plan, target: Target) -> onnx.Model
         rewritten: onnx.ModelProto = quantizer.model.model
     _leave_inputs_exact(rewritten, plan)
     _prove_parameters(rewritten, plan)
-    packed = [name for name, weight in plan.weights.items() if weight.stored is IntType.INT4]
-    store_packed(rewritten, {f"{name}_quantized": f"{name}.i4" for name in packed})
+    four = {name: each for name, each in plan.weights.items() if each.stored is IntType.INT4}
+    packed = {f"{n}_quantized": Packed(f"{n}.i4", each.blocks) for n, each in four.items()}
+    store_packed(rewritten, packed)
     return _slim(rewritten, keep={f"{name}_zero_point" for name in plan.weights})
 
 
@@ -152,6 +154,16 @@ def _override(parameters: AffineParameters) -> dict[str, Any]:
         "scale": np.array(parameters.scale, np.float32),
         "zero_point": np.array(parameters.zero_point, parameters.type.value),
     }
+
+
+def _put_on_grids(model: onnx.ModelProto, plan: Plan) -> None:
+    """Weights in blocks become what their integers stand for: rounded to their channel's step they
+    are whole multiples of their block's."""
+    for tensor in model.graph.initializer:
+        weight = plan.weights.get(tensor.name)
+        if weight is not None and weight.blocks is not None:
+            exact = weight.on_grid(onnx.numpy_helper.to_array(tensor))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(exact, tensor.name))
 
 
 def _leave_inputs_exact(model: onnx.ModelProto, plan: Plan) -> None:

@@ -12,6 +12,7 @@ from onnxq.artifacts import (
     EqualizedModel,
     QuantizedModel,
     TensorParameters,
+    WeightPrecision,
 )
 from onnxq.errors import QuantizationError, StaleRecordError
 from onnxq.graph import (
@@ -27,7 +28,7 @@ from onnxq.provenance import provenance
 from onnxq.qtypes import IntType
 from onnxq.quantize.draft import Draft, Evidence, draft_of
 from onnxq.quantize.int4 import OPSET
-from onnxq.quantize.plan import make_plan
+from onnxq.quantize.plan import Plan, make_plan
 from onnxq.quantize.precision import Precision, left_float, precision_of, refuse_unsupported
 from onnxq.quantize.steps import moved_constants, refine
 from onnxq.quantize.unshare import unshare_constants
@@ -139,9 +140,7 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
         },
         steps=(*(step.line for step in (equalized.steps if equalized else ())), *steps),
         moved=moved_constants(graph, draft),
-        weight_precision={
-            name: each for name, each in planned.precision.weights.items() if name in plan.nodes
-        },
+        weight_precision=_written_precision(graph, planned.precision, plan),
         findings=(*calibration.findings, *plan.findings),
         made_up_data=calibration.choice.made_up,
         calibration=calibration,
@@ -166,6 +165,20 @@ def _prepared(
         steps = (*steps, f"raised opset {graph.opset_imports.get('', 0)} to {OPSET}")
         graph = ir.from_proto(newer)
     return graph, precision, steps
+
+
+def _written_precision(
+    graph: ir.Model, precision: Precision, plan: Plan
+) -> dict[str, WeightPrecision]:
+    """The bits of the weights that became integer, with the size of their blocks."""
+    found = {}
+    for node in graph.graph:
+        bits = precision.weights.get(str(node.name))
+        if bits is not None and str(node.name) in plan.nodes and node.inputs[1] is not None:
+            blocks = plan.weights[str(node.inputs[1].name)].blocks
+            size = 0 if blocks is None else blocks.size
+            found[str(node.name)] = bits.model_copy(update={"block": size})
+    return found
 
 
 def _narrows(section: QuantizeSection, target: Target) -> bool:

@@ -19,7 +19,14 @@ from onnxq.graph import (
     macs_of,
     output_channel_axis,
 )
-from onnxq.qdq import QDQ, QUANTIZE, dequantizer, stored_integers, stored_type
+from onnxq.qdq import (
+    QDQ,
+    QUANTIZE,
+    dequantizer,
+    is_folded_at_load,
+    stored_integers,
+    stored_type,
+)
 from onnxq.target import Target
 from onnxq.verify.constants import constant_faults
 
@@ -208,7 +215,8 @@ def coverage(model: ir.Model, selected: Collection[str] | None, target: Target) 
 
 
 def _operators(model: ir.Model) -> list[ir.Node]:
-    return [n for n in model.graph if n.op_type not in QDQ | {"Constant", "Cast"}]
+    passed = QDQ | {"Constant", "Cast"}
+    return [n for n in model.graph if n.op_type not in passed and not is_folded_at_load(n)]
 
 
 def _from_dq(value: ir.Value | None) -> bool:

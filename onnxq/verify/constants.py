@@ -8,7 +8,7 @@ import onnx_ir as ir
 from jaxtyping import Float, Integer
 
 from onnxq.graph import WEIGHTED, constant_input, constant_of
-from onnxq.qdq import dequantizer, stored_integers, stored_type
+from onnxq.qdq import dequantizer, packed_integers, stored_integers, stored_type
 
 __all__ = ["constant_faults"]
 
@@ -20,12 +20,14 @@ _BIAS_SCALE = 1e-5  # what ONNX Runtime lets a bias scale be off s_x · s_w, rel
 
 @dataclass(frozen=True)
 class _Stored:
-    """A constant behind a DQ; ``scale`` broadcasts against ``integers``."""
+    """A constant behind a DQ; ``scale`` broadcasts against ``integers``, ``lowest`` is the smallest
+    as the file stores them, in ``type``."""
 
     integers: Integer[np.ndarray, "..."]
     scale: Float[np.ndarray, "..."]
     values: Float[np.ndarray, "..."]
     type: str
+    lowest: int
 
 
 def constant_faults(node: ir.Node, fp32: ir.Node, moved: Mapping[str, float]) -> list[str]:
@@ -43,7 +45,7 @@ def constant_faults(node: ir.Node, fp32: ir.Node, moved: Mapping[str, float]) ->
     faults = []
     if weight is not None and exact is not None:
         faults += _distance_fault("weight", weight, exact, moved)
-        lowest, most = int(weight.integers.min(initial=0)), _ENDS.get(weight.type)
+        lowest, most = weight.lowest, _ENDS.get(weight.type)
         if most is not None and lowest < -most:
             faults.append(
                 f"its {weight.type} weight reaches −{-lowest}, and none is planned beyond "
@@ -109,7 +111,9 @@ def _stored(value: ir.Value | None) -> _Stored | None:
     wide = scale.astype(np.float64).reshape(shape)
     zero = np.zeros(1) if zero_point is None else zero_point.astype(np.float64)
     centred = integers.astype(np.float64) - (zero.reshape(shape) if zero.size > 1 else zero.sum())
-    return _Stored(integers, wide, centred * wide, stored_type(dq))
+    packed = packed_integers(dq)
+    lowest = 0 if packed is None else int(packed.min(initial=0))
+    return _Stored(integers, wide, centred * wide, stored_type(dq), lowest)
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:

@@ -16,7 +16,7 @@ from onnxq.artifacts import Execution, Finding, FusionAudit, FusionLine, NodeExe
 from onnxq.computed_shapes import with_computed_shapes
 from onnxq.graph import load_model, macs_of, save_model
 from onnxq.kernels import Expected, expected
-from onnxq.qdq import QDQ, QUANTIZE
+from onnxq.qdq import QDQ, QUANTIZE, is_folded_at_load
 from onnxq.runtime import executed_operators
 from onnxq.target import Target
 
@@ -65,7 +65,7 @@ def audit_fusion(path: Path, config: Mapping[str, str] | None = None) -> FusionA
     int8_fuses = (config or {}).get("session.qdqisint8allowed") == "1" or is_arm()
     rows, findings = [], []
     for number, node in enumerate(model.graph):
-        if node.op_type in _NOT_COUNTED:
+        if node.op_type in _NOT_COUNTED or is_folded_at_load(node):
             continue
         should = expected(node, int8_fuses=int8_fuses)
         row = _row(node, (here[number], there[number]), should)
