@@ -26,6 +26,7 @@ from onnxq.splitting.loop_body import Body
 from onnxq.splitting.loops import CONSTANTS, LoopSplit, split_loops
 from onnxq.splitting.manifest import MANIFEST, PartsSession, write_parts
 from onnxq.splitting.propose import propose
+from onnxq.splitting.reroll import split_steps
 from onnxq.store import atomic_folder, load_record
 from onnxq.target import Target
 
@@ -70,13 +71,11 @@ def export_with_split(
 ) -> int:
     """The canonical form of ``model`` in ``output``, with every way to cut it; the exit code.
 
-    The bodies of its loops go to ``loops/`` beside it; where a loop is too long to be unrolled,
-    there is no canonical form, and they are all there is. Raises UsageError for data without
-    a loop, and as ``export_file`` and ``split_loops`` do.
+    The bodies of its loops, or of what was one, go to ``loops/`` beside it; where a loop is too
+    long to be unrolled, there is no canonical form, and they are all there is. Raises UsageError
+    for data without a loop, and as ``export_file`` and ``split_loops`` do.
     """
     loops = split_loops(load_model(model))
-    if loops is None and body_data is not None:
-        raise UsageError("the graph has no loop", where="--body-data", do="leave it out")
     short = loops is None or all(is_short(part) for part in _bodies(loops))
     result: Told = {"exit_code": EXIT_PASSED, "proposals": []}
     with atomic_folder(output, EXPORT if short else f"{LOOPS}/{MANIFEST}") as folder:
@@ -86,15 +85,20 @@ def export_with_split(
             for step in record.steps:
                 screen.say(f"  {step}")
             result["proposals"] = say_proposals(folder / MODEL, target, screen)
+        whole = model
+        if loops is None:  # it may have been written down step by step
+            whole, loops = folder / MODEL, split_steps(load_model(folder / MODEL))
+        if loops is None and body_data is not None:
+            raise UsageError("the graph has no loop", where="--body-data", do="leave it out")
         if loops is not None:
             place = folder / LOOPS
-            result["loops"] = _say_loops(model, loops, place, target, screen)
+            result["loops"] = _say_loops(whole, loops, place, target, screen)
             if short:
-                screen.say("  unrolled in the canonical graph: every run has ranges of its own")
+                screen.say("  in the canonical graph every run has nodes and ranges of its own")
             else:
                 screen.say(f"  {_TOO_LONG}")
             if body_data is not None:
-                _write_runs(model, body_data, loops, place, screen)
+                _write_runs(whole, body_data, loops, place, screen)
     screen.say(str(output), mark=DONE)
     screen.result(result)
     return EXIT_PASSED

@@ -114,6 +114,24 @@ def test_a_body_is_quantized_on_what_its_runs_take(sampler, onnxq, tmp_path):
     assert "QuantizeLinear" in kinds
 
 
+def test_the_steps_of_an_unrolled_loop_are_found_again(sampler, onnxq, tmp_path):
+    model, flat, out = sampler(4), tmp_path / "flat", tmp_path / "out"
+    assert onnxq("export", model, "-o", flat).code == 0
+    assert "Loop" not in [node.op_type for node in onnx.load(flat / "fp32.onnx").graph.node]
+
+    ended = onnxq("export", flat / "fp32.onnx", "--propose-split", "-o", out, "--json")
+
+    assert ended.code == 0, ended.err
+    told = ended.json["loops"]
+    assert "4 times" in told["reasons"][0]
+    assert told["max_absolute"] == 0
+    picture = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    manifest = load_record(Manifest, out / "loops" / "pipeline.json")
+    parts = PartsSession(manifest, out / "loops", optimization="none")
+    wanted = of_onnxruntime(out / "fp32.onnx", noise=picture)
+    np.testing.assert_array_equal(parts.run({"noise": picture})["y"], wanted)
+
+
 def test_data_for_bodies_are_refused_where_there_is_none(sampler, onnxq, tmp_path):
     model, out = sampler(2), ("-o", tmp_path / "out")
     plain = tmp_path / "plain.onnx"

@@ -148,7 +148,8 @@ def test_a_scan_cuts_and_joins_along_its_axes_in_its_directions(
     joined, attributes = (
         ",".join(map(str, out)),
         (
-            f"num_scan_inputs = 1, scan_input_axes = [{axis}], scan_output_axes = [{(axis + 1) % 3}], "
+            f"num_scan_inputs = 1, scan_input_axes = [{axis}], "
+            f"scan_output_axes = [{(axis + 1) % 3}], "
             f"scan_input_directions = [{back}], scan_output_directions = [{1 - back}]"
         ),
     )
