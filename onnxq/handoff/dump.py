@@ -20,7 +20,7 @@ from onnxq.handoff.reference.network import Layer, layers_of
 from onnxq.splitting.manifest import MANIFEST
 from onnxq.store import load_record, sha256_of_file
 
-__all__ = ["Dump", "KnownLayers", "known_layers", "part_folders", "read_dump"]
+__all__ = ["Dump", "KnownLayers", "channels_last", "known_layers", "part_folders", "read_dump"]
 
 Array = Shaped[np.ndarray, "..."]
 ON_GRID = 1e-3  # steps that a real value may lie off its grid by the rounding of float32
@@ -44,8 +44,9 @@ class KnownLayers:
 class Dump:
     """Integers of a device, by layer, in the shape of the bundle's. ``unknown`` are names of the
     file that belong to no layer; ``notes`` say how numbers were read where that is not plain.
-    ``ambiguous`` are layers whose shape is the same with the channels first and last: read as the
-    graph has them, channels first. ``turned``: another's shape had the channels last."""
+    ``ambiguous`` are layers whose shape is the same with the channels first and last, or that came
+    without one: read as the graph has them, channels first. ``turned``: another's shape had the
+    channels last."""
 
     integers: Mapping[str, Int64[np.ndarray, "..."]]
     unknown: tuple[str, ...]
@@ -117,7 +118,8 @@ def read_dump(path: Path, known: KnownLayers) -> Dump:
     if not path.is_file():
         raise DataError("no such file", where=str(path), do="check the path")
     if path.suffix in _RAW:
-        return Dump(_raw(path, known), (), ())
+        raw = _raw(path, known)
+        return Dump(raw, (), (), frozenset(name for name, array in raw.items() if array.ndim > 2))
     if path.suffix == ".npz":
         arrays = _layers_alone(_arrays_of(path))
     elif path.suffix == ".csv":
@@ -134,7 +136,8 @@ def read_dump(path: Path, known: KnownLayers) -> Dump:
         integers[layer.name], note = _as_integers(arrays[key], layer, known, f"{path}: `{key}`")
         notes += [note] if note else []
         shape = known.integers[layer.name].shape
-        if arrays[key].ndim >= len(shape) - 1 > 1 and _channels_last(shape) == shape:
+        alike = arrays[key].ndim >= len(shape) - 1 and channels_last(shape) == shape
+        if len(shape) > 2 and (alike or arrays[key].ndim == 1):
             ambiguous.add(layer.name)
     unknown = tuple(key for key in arrays if key not in names)
     return Dump(
@@ -142,7 +145,7 @@ def read_dump(path: Path, known: KnownLayers) -> Dump:
     )
 
 
-def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+def channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of the same numbers with the channels, axis 1, at the end."""
     return (shape[0], *shape[2:], shape[1]) if len(shape) > 2 else shape
 
@@ -306,7 +309,7 @@ def _as_integers(
             numbers = steps + layer.grid.zero_point
             note = f"`{layer.name}`: read as real values of scale {layer.grid.scale!r}"
     numbers = numbers.astype(np.int64)
-    last = _channels_last(like.shape)
+    last = channels_last(like.shape)
     shape = array.shape if array.ndim == like.ndim else (1, *array.shape)
     if shape == last != like.shape:
         note = f"{note}; " if note else f"`{layer.name}`: "

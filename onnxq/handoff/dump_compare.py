@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from onnxq.errors import ModelError
-from onnxq.handoff.dump import Dump, KnownLayers
+from onnxq.handoff.dump import Dump, KnownLayers, channels_last
 from onnxq.handoff.dump_causes import ONE_STEP, causes, off_exact, roundings
 from onnxq.handoff.reference.evaluate import Reference
 from onnxq.handoff.reference.network import Layer
@@ -91,7 +91,9 @@ def _readings(
     their channels last."""
     if not ambiguous:
         return (got,)
-    turned = np.moveaxis(got, -1, 1)
+    turned = np.moveaxis(got.reshape(channels_last(got.shape)), -1, 1)
+    if np.array_equal(turned, got):
+        return (got,)
     return (turned, got) if last else (got, turned)
 
 

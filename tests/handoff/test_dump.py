@@ -251,6 +251,39 @@ def test_a_fault_in_a_dump_with_channels_last_is_found_behind_the_turn(cube, tmp
     assert told.layers[2].verdict in ("follows", "rounding")
 
 
+@pytest.mark.parametrize("form", ["d.bin", "d.csv", "d.npz"])
+def test_a_flat_dump_with_the_channels_last_is_turned_and_said_to_be(bundle, right, tmp_path, form):
+    """Raw bytes and lines of numbers have no shape: what fits the graph tells how they lie."""
+    known = known_layers(bundle)
+    flat = {
+        layer.name: np.moveaxis(array, 1, -1).ravel() if array.ndim > 2 else array.ravel()
+        for layer in known.layers
+        for array in (right[layer.name],)
+    }
+    path = tmp_path / form
+    if form == "d.bin":
+        path.write_bytes(b"".join(array.tobytes() for array in flat.values()))
+    elif form == "d.csv":
+        rows = [",".join([name, *map(str, array.tolist())]) for name, array in flat.items()]
+        path.write_text("\n".join(rows))
+    else:
+        save(path, flat)
+    found = compare_dump(bundle, path)
+    assert found.verdict == "equal"
+    turned = [note for note in found.notes if "fit with the channels last" in note]
+    assert [note.split("`")[1] for note in turned] == ["image", "r", "p", "c", "s"]
+
+
+def test_a_fault_in_a_flat_dump_departs_however_it_is_read(bundle, right, tmp_path):
+    known = known_layers(bundle)
+    spoilt = right | {"c": right["c"] ^ 64}
+    path = tmp_path / "d.bin"
+    path.write_bytes(b"".join(spoilt[layer.name].tobytes() for layer in known.layers))
+    found = compare_dump(bundle, path)
+    assert (found.verdict, found.first) == ("departs", "c")
+    assert not any("channels last" in note for note in found.notes)
+
+
 def test_an_ambiguous_layer_that_lies_as_the_graph_has_it_is_not_turned(cube, tmp_path):
     told = compare_dump(cube, save(tmp_path / "d.npz", device(cube)))
     assert (told.verdict, told.notes) == ("equal", ())
