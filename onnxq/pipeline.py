@@ -13,6 +13,7 @@ from pydantic import BaseModel
 import onnxq
 from onnxq import plugins
 from onnxq.artifacts import (
+    BUNDLE_FILE,
     Bundle,
     CalibrationResult,
     ExportedModel,
@@ -43,7 +44,7 @@ RECORDS: Mapping[Stage, str] = {
     "calibrate": "calibration.json",
     "quantize": "int8.json",
     "verify": "report.json",
-    "handoff": "bundle.json",
+    "handoff": BUNDLE_FILE,
 }
 FP32, EXPORTED, INT8 = "fp32.onnx", "exported.onnx", "int8.onnx"
 PARTS, EQUALIZED = "parts", "equalized.onnx"

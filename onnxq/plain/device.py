@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from onnxq.artifacts import (
+    BUNDLE_FILE,
     Bundle,
     CompilerCheck,
     DeviceResults,
@@ -26,7 +27,7 @@ from onnxq.verify.report.anew import write_anew
 __all__ = ["DEVICE", "Found", "add_to_bundle", "judged_file", "now", "top_of"]
 
 DEVICE = "device"
-_BUNDLE_FILE, _RESULTS, _SUMS = "bundle.json", "device.json", "SHA256SUMS"
+_RESULTS, _SUMS = "device.json", "SHA256SUMS"
 Found: TypeAlias = ProcessorCheck | CompilerCheck | DumpCheck
 
 
@@ -41,10 +42,10 @@ def top_of(folder: Path) -> Path:
     Raises UsageError if it is none.
     """
     for place in (folder, folder.resolve().parent):
-        if (place / _BUNDLE_FILE).is_file() and (folder / "contract.json").is_file():
+        if (place / BUNDLE_FILE).is_file() and (folder / "contract.json").is_file():
             return place
     raise UsageError(
-        f"is no bundle: it holds no contract.json and no {_BUNDLE_FILE}",
+        f"is no bundle: it holds no contract.json and no {BUNDLE_FILE}",
         where=str(folder),
         do="give the folder that `onnxq handoff -o DIR` made, or that of one part in it",
     )
@@ -66,7 +67,7 @@ def add_to_bundle(bundle: Path, found: Sequence[Found]) -> Path:
     Raises StaleRecordError for a result, new or kept, about another model than the bundle's or a
     report that another version wrote; StoreError.
     """
-    record = load_record(Bundle, bundle / _BUNDLE_FILE)
+    record = load_record(Bundle, bundle / BUNDLE_FILE)
     folder = bundle / DEVICE
     results = DeviceResults(model=record.model)
     if (folder / _RESULTS).is_file():

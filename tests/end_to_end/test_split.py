@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.onnx_text import model_of
+
 PARTS = [
     {
         "name": "Features",
@@ -94,6 +96,36 @@ def test_cuts_are_proposed_as_lines_for_a_recipe(tiny, onnxq):
 
     assert result.code == 0, result.err
     assert "no cut to propose" in result.out
+
+
+def test_every_proposed_part_is_judged_by_the_rules_of_the_target(onnxq, tmp_path):
+    text = """<ir_version: 9, opset_import: ["": 17]>
+    heads (float[1,8] x) => (float[1,3] class, float[1,4] box) {
+      a = Gemm(x, w)
+      t = Relu(a)
+      class = Gemm(t, u)
+      b = Gemm(t, v)
+      e = CumSum(b, axis)
+      box = Sigmoid(e)
+    }"""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (8, 8), "u": (8, 3), "v": (8, 4)}
+    constants = {n: rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
+    onnx.save(model_of(text, **constants, axis=np.array(1)), tmp_path / "heads.onnx")
+    flags = ("--target", "stm32n6", "-o", tmp_path / "out")
+
+    told = onnxq("export", tmp_path / "heads.onnx", "--propose-split", *flags, "--json")
+    said = onnxq("export", tmp_path / "heads.onnx", "--propose-split", *flags)
+
+    (proposal,) = told.json["proposals"]
+    assert proposal["target"] == "stm32n6"
+    places = {name: {r["node"] for r in rules} for name, rules in proposal["rules"].items()}
+    judged = onnxq("check", tmp_path / "out" / "fp32.onnx", "--target", "stm32n6", "--json")
+    everywhere = {rule["node"] for rule in judged.json["rules"] if rule["node"]}
+    assert set(places) == {"Trunk", "Head1", "Head2"}
+    assert any("cumsum" in node for node in places["Head2"] & everywhere)
+    assert not any("cumsum" in node for node in places["Trunk"] | places["Head1"])
+    assert "Head2 is warned by stm32n6.software-op: CumSum" in said.out
 
 
 @pytest.mark.slow
