@@ -68,9 +68,10 @@ class RoundTrip(Record):
     numbers of ``tensors`` quantized tensors, and ``outputs`` numbers that the graph gives;
     ``differing`` and ``outputs_differ`` are what the training graph, computed on integers, gives
     otherwise. Computed in floating point, as it is trained, and of the same integers before, it
-    gives ``ties`` codes otherwise: one step, where the value lies ``farthest_tie`` steps at most
-    from the middle between two codes (beyond that, it is no tie). ``levels_differ`` codes are
-    otherwise without optimization, where float32 sums have another order and differences spread.
+    gives ``ties`` codes one step otherwise where the value lies midway between two codes,
+    ``farthest_tie`` steps from there at most; ``approximated`` are tensors where it gives other
+    codes elsewhere. ``levels_differ`` codes are otherwise without optimization, where float32 sums
+    have another order and differences spread.
     ``int8_kernels``: with the kernels for int8, as on ARM, and not turned into uint8 as on x86.
     """
 
@@ -84,6 +85,7 @@ class RoundTrip(Record):
     outputs_differ: int = 0
     ties: int = 0
     farthest_tie: float = 0.0
+    approximated: tuple[CodeDifference, ...] = ()
     levels_differ: int = 0
     int8_kernels: bool = False
 
@@ -119,9 +121,9 @@ class QuantizedModel(Record):
     calibration: CalibrationResult | None = None
     equalized: EqualizedModel | None = None
     parts: Manifest | None = None
+    made_from: MadeFrom | None = None
     provenance: Provenance
 
-    made_from: MadeFrom | None = None
 
 class Conversion(Record):
     """Two files that hold the same numbers, with int8 activations in one and uint8 in the other.

@@ -8,7 +8,7 @@ Three comparisons, which together lead from the training graph to what ONNX Runt
    lies in the middle between two: there the order of float32 sums decides.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,10 +19,11 @@ from jaxtyping import Shaped
 from onnxq.affine import dequantize
 from onnxq.artifacts import CodeDifference, RoundTrip
 from onnxq.errors import DataError
-from onnxq.graph import constants_of
+from onnxq.graph import WEIGHTED, constants_of
 from onnxq.kernels import expected
 from onnxq.qdq import DEQUANTIZE, QDQ, QUANTIZE
 from onnxq.quantize.torch_graph import IntegerNodes, TorchGraph
+from onnxq.quantize.torch_graph.trainable import MOVING
 from onnxq.runtime import Session, with_outputs
 from onnxq.shapes import infer_shapes
 
@@ -32,9 +33,15 @@ Array = Shaped[np.ndarray, "..."]
 _INT8_KERNELS = {"session.qdqisint8allowed": "1"}
 _EXACT_PRODUCTS = {"session.x64quantprecision": "1"}  # also on x86 without VNNI
 _NUMBERS: tuple[str, ...] = ("codes", "outputs", "outputs_differ", "ties", "levels_differ")
-_SUMS = frozenset(
-    {"AveragePool", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool", "MatMul", "ReduceMean"}
-)
+_TIE = 0.01  # steps from the middle between two codes; float32 sums are 1e-4 apart
+_SAME_IN_FLOAT = MOVING | {  # operators that round once, or not: the same on every machine
+    "Abs", "Add", "Cast", "Clip", "Div", "Max", "MaxPool", "Min", "Mul", "Neg", "Pad", "Relu",
+    "ReduceMax", "ReduceMin", "Resize", "Sub", "Where",
+}  # fmt: skip
+_COARSE = {
+    "Softmax": "takes 1 / scale as a whole number",
+    "AveragePool": "adds real values up one by one",
+}
 
 
 def integer_nodes(model: onnx.ModelProto, *, int8_kernels: bool) -> IntegerNodes:
@@ -97,6 +104,7 @@ class _Proof:
     numbers: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_NUMBERS, 0))
     farthest: float = 0.0
     differing: dict[str, _Count] = field(default_factory=dict)
+    untied: dict[str, _Count] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kinds = {str(array.dtype) for array in _zero_points(self.model).values()}
@@ -105,6 +113,8 @@ class _Proof:
         self.nodes = integer_nodes(self.model, int8_kernels=self.int8)
         self.exact = TorchGraph(self.model, self.nodes)
         self.names = _codes(self.model)
+        self.stored = constants_of(self.model)
+        self.makers = {made: node for node in self.model.graph.node for made in node.output}
         self.outputs = [value.name for value in self.model.graph.output]
         inferred = infer_shapes(self.model, "round trip")
         every = [*self.outputs, *(name for name in self.names if name not in self.outputs)]
@@ -128,10 +138,7 @@ class _Proof:
             steps = _steps(exact[name], full[name])
             self.numbers["codes"] += steps.size
             self.numbers["levels_differ"] += int(np.count_nonzero(full[name] != plain[name]))
-            if steps.any():
-                count = self.differing.setdefault(name, _Count())
-                count.codes += int(np.count_nonzero(steps))
-                count.largest = max(count.largest, int(steps.max()))
+            _note(self.differing, name, steps[steps > 0])
         self._count_ties(row, full)
         self.runs += 1
 
@@ -143,13 +150,12 @@ class _Proof:
         found = self.trained.run({**row, **self.given}, wanted, instead)
         for name in self.names:
             steps = _steps(found[name], full[name])
-            if not steps.any():
-                continue
-            self.numbers["ties"] += int(np.count_nonzero(steps))
             value, scale = (found[each].astype(np.float64) for each in grids[name][:2])
-            place = (value / scale)[steps > 0]
-            beyond = np.abs(place - np.floor(place) - 0.5) + steps[steps > 0] - 1
-            self.farthest = max(self.farthest, float(beyond.max()))
+            place, apart = (value / scale)[steps > 0], steps[steps > 0]
+            away = np.abs(place - np.floor(place) - 0.5) + apart - 1
+            self.numbers["ties"] += int(np.count_nonzero(away <= _TIE))
+            self.farthest = max(self.farthest, float(away[away <= _TIE].max(initial=0)))
+            _note(self.untied, name, apart[away > _TIE])
 
     def _compared_constants(self, row: Mapping[str, Array]) -> tuple[int, tuple[str, ...]]:
         """How many constants there are, and which are not those of the training graph."""
@@ -171,11 +177,17 @@ class _Proof:
     def record(self) -> RoundTrip:
         """All that was found."""
         constants, differ = self.constants or (0, ())
-        differing = tuple(
-            CodeDifference(
-                tensor=name, codes=count.codes, largest_step=count.largest, reason=self._why(name)
+        differing, untied = (
+            tuple(
+                CodeDifference(
+                    tensor=name, codes=count.codes, largest_step=count.largest, reason=why(name)
+                )
+                for name, count in counts.items()
             )
-            for name, count in self.differing.items()
+            for counts, why in (
+                (self.differing, self._why),
+                (self.untied, lambda name: self._why(name, trained=True)),
+            )
         )
         return RoundTrip(
             runs=self.runs,
@@ -184,26 +196,50 @@ class _Proof:
             constants_differ=differ,
             differing=differing,
             farthest_tie=self.farthest,
+            approximated=untied,
             int8_kernels=self.int8,
             **self.numbers,
         )
 
-    def _why(self, name: str) -> str:
-        """Why a tensor differs: what is before it, float32 sums, or nothing that is known."""
-        makers = {made: node for node in self.model.graph.node for made in node.output}
-        waiting, sums = [makers[name].input[0]], []
-        while waiting:
-            node = makers.get(waiting.pop())
-            if node is None or node.op_type == QUANTIZE:
-                if node is not None and node.output[0] in self.differing:
-                    return f"`{node.output[0]}`, which it is computed of, differs"
+    def _why(self, name: str, *, trained: bool = False) -> str:
+        """Why a tensor differs: what is before it, float32, or nothing that is known.
+
+        With ``trained`` of the training graph in float32, whose codes before are the runtime's.
+        """
+        between = list(self._before(name))
+        for node in [] if trained else between:
+            if node.op_type == QUANTIZE and node.output[0] in self.differing:
+                return f"`{node.output[0]}`, which it is computed of, differs"
+        for node in between:
+            what = f"{node.op_type} `{node.name or node.output[0]}`"
+            if node.op_type in QDQ:
                 continue
-            if node.op_type in _SUMS and node.output[0] not in self.nodes.outputs:
-                sums.append(f"{node.op_type} `{node.name or node.output[0]}`")
-            waiting += node.input
-        if sums:
-            return f"{sums[-1]} runs in float32, and its sums have another order"
-        return "its kernel rounds otherwise than onnxq knows"
+            if node.output[0] in self.nodes.outputs:
+                if trained and node.op_type in _COARSE:
+                    return f"the integer kernel of {what} {_COARSE[node.op_type]}"
+            elif node.op_type in WEIGHTED and node.input[1] in self.stored:
+                return f"{what} has float weights, which ONNX Runtime rounds to int8 at load"
+            elif node.op_type not in _SAME_IN_FLOAT:
+                return f"{what} runs in float32, and its last bits are another library's"
+        return "not known"
+
+    def _before(self, name: str) -> Iterator[onnx.NodeProto]:
+        """The nodes between a Q and the Qs before it, those included."""
+        waiting = [self.makers[name].input[0]]
+        while waiting:
+            node = self.makers.get(waiting.pop())
+            if node is None:
+                continue
+            yield node
+            if node.op_type != QUANTIZE:
+                waiting += node.input
+
+
+def _note(counts: dict[str, _Count], name: str, steps: Shaped[np.ndarray, " codes"]) -> None:
+    if steps.size:
+        count = counts.setdefault(name, _Count())
+        count.codes += int(steps.size)
+        count.largest = max(count.largest, int(steps.max()))
 
 
 def _steps(one: Array, other: Array) -> Shaped[np.ndarray, "..."]:

@@ -106,6 +106,16 @@ def calibrated(
 ) -> Net:
     """A network with its ranges on 16 normal samples, or on ``inputs``."""
     path = save(folder / "fp32.onnx", text, **constants)
+    return calibrated_file(path, inputs=inputs, domains=domains)
+
+
+def calibrated_file(
+    path: Path,
+    *,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    domains: Mapping[str, tuple[float, float]] | None = None,
+) -> Net:
+    """The network of a file, as ``calibrated``; the ranges lie beside it."""
     values = values_of(load_model(path), domains)
     random = np.random.default_rng(7)
     columns = inputs or {
@@ -115,7 +125,7 @@ def calibrated(
     section = CalibrateSection(samples=len(samples))
     targets = tuple(load_target(name) for name in TARGETS)
     subject = Subject(path, *values, targets[0], also_for=targets)
-    return Net(path, samples, calibrate(subject, samples, section, folder / "ranges"))
+    return Net(path, samples, calibrate(subject, samples, section, path.with_name("ranges")))
 
 
 RESIDUAL = (

@@ -7,6 +7,7 @@ import onnx
 import onnx.parser
 import pytest
 
+from onnxq.errors import UsageError
 from onnxq.quantize.round_trip import integer_nodes
 from onnxq.quantize.torch_graph import TorchGraph
 from onnxq.runtime import Session, executed_operators
@@ -170,3 +171,53 @@ def test_products_are_summed_exactly_and_rounded_once(tmp_path, op, seed, type_)
     for name, array in arrays.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     assert_same(onnx.printer.to_text(model), kernel, tmp_path, qa=codes(type_, *data, seed=seed))
+
+
+CHAIN = """g (float[2,3] x) => (float[2,3] y)
+    <float s = {0.25}, uint8 z = {8}, float t = {0.5}> {
+    q = QuantizeLinear(x, s, z)
+    d = DequantizeLinear(q, s, z)
+    e = Add(d, d)
+    r = QuantizeLinear(e, t, z)
+    y = DequantizeLinear(r, t, z)
+}"""
+
+
+def test_what_follows_is_computed_of_codes_given_instead_and_the_computed_are_delivered():
+    model = onnx.parser.parse_model(HEAD + CHAIN)
+    x, codes_ = np.full((2, 3), 1.0, np.float32), np.full((2, 3), 20, np.uint8)
+    found = TorchGraph(model).run({"x": x}, ["q", "r"], {"q": codes_})
+    assert np.array_equal(found["q"], np.full((2, 3), 12))
+    assert np.array_equal(found["r"], np.full((2, 3), 20))
+    assert np.array_equal(found["y"], np.full((2, 3), 6.0))
+
+
+def test_the_inside_of_an_integer_node_cannot_be_asked_for():
+    model = onnx.parser.parse_model(HEAD + CHAIN)
+    graph = TorchGraph(model, integer_nodes(model, int8_kernels=False))
+    row = {"x": np.ones((2, 3), np.float32)}
+    assert graph.run(row, ["r"])["r"].dtype == np.uint8
+    with pytest.raises(UsageError, match="no tensor `e`"):
+        graph.run(row, ["e"])
+
+
+def test_int8_that_x86_turns_into_uint8_keeps_its_codes(tmp_path):
+    """The sums of zero points and ratios are rounded otherwise then; the outputs say whether."""
+    for seed in range(4):
+        text = two("Add", "int8", drawn_grids(3, "int8", seed), ("n,m", "n,m"))
+        codes_in = "int8[n,m] qa, int8[n,m] qb) => (int8[n,m] q)"
+        real = text.replace(codes_in, "float[n,m] xa, float[n,m] xb) => (float[n,m] real)")
+        real = real.replace("a = Deq", "qa = QuantizeLinear(xa, sa, za)\n a = Deq", 1)
+        real = real.replace("b = Deq", "qb = QuantizeLinear(xb, sb, zb)\n b = Deq", 1)
+        real = real.replace("(y, sy, zy)", "(y, sy, zy)\n real = DequantizeLinear(q, sy, zy)")
+        model = onnx.parser.parse_model(real)
+        onnx.save(model, tmp_path / "m.onnx")
+        executed = executed_operators(tmp_path / "m.onnx")
+        added = next(node for node in executed.graph.node if node.op_type == "QLinearAdd")
+        (zero,) = (t for t in executed.graph.initializer if t.name == added.input[2])
+        assert zero.data_type == onnx.TensorProto.UINT8
+        random = np.random.default_rng(seed)
+        row = {name: random.uniform(-8, 8, (90, 70)).astype(np.float32) for name in ("xa", "xb")}
+        expected = Session(model.SerializeToString()).run(row)["real"]
+        graph = TorchGraph(model, integer_nodes(model, int8_kernels=False))
+        assert np.array_equal(graph.run(row)["real"], expected)
