@@ -22,6 +22,7 @@ __all__ = [
     "MacRate",
     "MemoryPool",
     "Operator",
+    "Price",
     "Processor",
     "Sourced",
     "Target",
@@ -123,6 +124,16 @@ class MacRate(Sourced):
     per_second: float
 
 
+class Price(Sourced):
+    """What an operator costs ``on_integers``, between Q and DQ that fuse with it, and ``in_float``:
+    picoseconds an element, of Conv a multiply-accumulate. Only ratios mean something; None where
+    there is no such kernel."""
+
+    op: str
+    on_integers: float | None = None
+    in_float: float | None = None
+
+
 class InputsOutputs(Sourced):
     """Inputs and outputs of the graph: types in the file and on the device, and layouts."""
 
@@ -173,8 +184,9 @@ class Target(_Facts):
     ``in_place_ops`` leave their input's bytes where they are if its parameters do not change.
     ``rewrites`` are wanted at export beside those that every target gets.
     ``operators`` is the table of where each runs, ``other_operators`` where those run that it does
-    not name. ``input_rank``, ``value_rank`` and
-    ``largest_dimension`` are limits, None where there is none. ``facts`` holds the source of every
+    not name. ``prices`` tell which operators are not worth their rounding; without any, all that
+    can be integer is. ``input_rank``, ``value_rank`` and ``largest_dimension`` are limits, None
+    where there is none. ``facts`` holds the source of every
     plain field, by its name; ``sources`` the works that are cited, by the key that a file cites.
     ``session_options`` are ONNX Runtime's configuration entries under which a file is verified and
     handed off. In ``commands``, ``{model}`` and ``{answers}`` stand for file names of the bundle.
@@ -208,6 +220,7 @@ class Target(_Facts):
     rewrites: tuple[str, ...] = ()
     operators: tuple[Operator, ...] = ()
     other_operators: Tier = "unknown"
+    prices: tuple[Price, ...] = ()
     alignment_bytes: int = 1
     on_chip_bytes: int | None = None
     memory: tuple[MemoryPool, ...] = ()

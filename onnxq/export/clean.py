@@ -75,6 +75,7 @@ TARGET_REWRITES: dict[str, tuple[str, Rewrite]] = {
     ),
     "expand to copies": ("made copies of {} Expand", expand_to_copies),
 }
+_NEEDS_OPSET = {"hard swish to one": 14}
 _OPPOSITES = ("hard swish to one", "hard swish to product")
 _MOST_ROUNDS = 8  # what one rewrite leaves another may take up; five are the most that was seen
 MOST_STEPS = len(REWRITES) + len(TARGET_REWRITES) + 6  # those of `cleaning`
@@ -111,7 +112,8 @@ def cleaning(
 
     ``concats`` are split last: their names are those of the canonical graph.
     """
-    table = _table(rewrites)
+    wanted = [name for name in rewrites if opset is None or opset >= _NEEDS_OPSET.get(name, 0)]
+    table = _table(wanted)
     count, current = _rewritten(_tidied(_without_constant_inputs(model)), resolve_castlike)
     if count:
         yield CleanStep(f"resolved {count} CastLike", current)

@@ -14,6 +14,7 @@ from onnxq.affine import (
 )
 from onnxq.artifacts import DECLARED, Finding, FloatNode, TensorRange
 from onnxq.errors import QuantizationError, StaleRecordError
+from onnxq.gates import useful_from
 from onnxq.graph import WEIGHTED, constant_input, constant_of, output_channel_axis
 from onnxq.placement import (
     data_inputs,
@@ -158,6 +159,7 @@ def _activation_parameters(
     roots = roots_of([node for node in nodes if node in chosen], target)
     pinned = _pinned_roots(chosen, target, ranges)
     folds = fold_sources(chosen, target)
+    lowest = useful_from(nodes)
     parameters: dict[str, AffineParameters] = {}
     for value in dict.fromkeys(
         value for node in chosen for value in (*data_inputs(node), *node.outputs)
@@ -172,6 +174,8 @@ def _activation_parameters(
             source = folds.get(name, name)  # before a folded Relu: what comes out of it
             root = roots.get(source, source)
             range_ = _possible(pinned.get(root) or _range_of(root, ranges), root, chosen)
+            if root in lowest:
+                range_ = range_.clamped(lowest[root], np.inf)
         else:
             continue
         parameters[name] = parameters_of_range(

@@ -1,7 +1,7 @@
 """The quantize stage: an FP32 graph and its ranges become a Q/DQ file; the shell to disk."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -32,6 +32,7 @@ from onnxq.quantize.plan import Plan, make_plan
 from onnxq.quantize.precision import Precision, left_float, precision_of, refuse_unsupported
 from onnxq.quantize.steps import moved_constants, refine
 from onnxq.quantize.unshare import unshare_constants
+from onnxq.quantize.weigh import weigh
 from onnxq.recipe import PartSection, QuantizeSection
 from onnxq.samples import Samples
 from onnxq.shapes import infer_shapes
@@ -66,7 +67,10 @@ def plan_draft(
     """
     graph, precision, steps = _prepared(original, section, target)
     narrow, exclude = _narrows(section, target), left_float(graph, section)
+    weighing = weigh(graph, target, calibration.ranges, exclude, section.elementwise)
+    exclude = {**weighing.reasons, **exclude}
     plan = make_plan(graph, target, calibration.ranges, exclude, narrow=narrow, precision=precision)
+    plan = replace(plan, findings=(*plan.findings, *weighing.findings))
     return Planned(draft_of(graph, plan, target, narrow=narrow), graph, precision, steps)
 
 
