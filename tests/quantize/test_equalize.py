@@ -47,11 +47,11 @@ def pair(folder, act: str = "Relu(a)", size: float = 1.0, **more) -> Stepped:
     )  # fmt: skip
 
 
-def test_both_sides_of_every_channel_end_with_the_same_range(tmp_path):
+def test_both_sides_of_every_channel_end_with_the_same_range_but_for_one_factor(tmp_path):
     step = pair(tmp_path)
     made = np.maximum(np.abs(array(step, "w1")).max((1, 2, 3)), np.abs(array(step, "b1")))
     read = np.abs(array(step, "w2")).max((0, 2, 3))
-    np.testing.assert_allclose(made, read, rtol=2e-3)
+    np.testing.assert_allclose(made / read, np.median(made / read), rtol=5e-3)
 
 
 def test_factors_are_the_square_roots_of_the_papers_ratio(tmp_path):
@@ -62,11 +62,12 @@ def test_factors_are_the_square_roots_of_the_papers_ratio(tmp_path):
     }
     made = np.maximum(np.abs(before["w1"]).max((1, 2, 3)), np.abs(before["b1"]))
     wanted = np.sqrt(made / np.abs(before["w2"]).max((0, 2, 3)))
+    wanted /= np.median(wanted)
     found = before["b1"] / array(step, "b1")
-    np.testing.assert_allclose(found, wanted, rtol=2e-3)
+    np.testing.assert_allclose(found, wanted, rtol=5e-3)
     (row,) = step.links
     assert (row.source, row.through, row.sinks) == ("conv_1", ("act",), ("conv_2",))
-    np.testing.assert_allclose([row.smallest, row.largest], [wanted.min(), wanted.max()], rtol=2e-3)
+    np.testing.assert_allclose([row.smallest, row.largest], [wanted.min(), wanted.max()], rtol=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +177,17 @@ def test_no_value_leaves_the_interval_that_the_graph_promises(tmp_path, name):
     assert told > 3
 
 
+def test_channels_that_are_even_already_are_left_alone(tmp_path):
+    step = stepped(
+        tmp_path, PAIR.format(act="Relu(a)"),
+        w1=weights(8, 3, 1, 1, seed=1), b1=weights(8, seed=2), w2=weights(5, 8, 1, 1),
+    )  # fmt: skip
+    assert reasons(step)["conv_1"].startswith("its channels are even: the largest is 2.0 times")
+    np.testing.assert_array_equal(array(step, "w1"), weights(8, 3, 1, 1, seed=1))
+
+
 def test_a_channel_with_nothing_but_a_bias_is_not_blown_up(tmp_path):
     w1, b1 = weights(8, 3, 1, 1, seed=1), weights(8, seed=2)
-    w1[0], b1[0] = 1e-9, 0.5
+    w1[0], b1[0], w1[1] = 1e-9, 0.5, 30.0
     step = stepped(tmp_path, PAIR.format(act="Relu(a)"), w1=w1, b1=b1, w2=weights(5, 8, 1, 1))
     assert np.abs(array(step, "b1")).max() < 1.5

@@ -2,14 +2,18 @@
 
 Channel i between two layers is divided by s_i = √(r1_i / r2_i), where r1_i is the range of what
 makes it and r2_i that of the weights that read it; both become √(r1_i · r2_i). Source: Nagel et al.
-2019, arXiv 1906.04721, section 4.1 (equation 11). The range there is that of the weights alone;
-ours holds the bias too, so that a channel with nothing but a bias is not blown up.
+2019, arXiv 1906.04721, section 4.1 (equation 11). Three things differ. The range there is that of
+the weights alone; ours holds the bias too, so that a channel with nothing but a bias is not blown
+up. The median of the factors is taken out, so that a channel that must stay as it is (below) lies
+level with the others. And links whose channels are even enough are left alone: weights with a scale
+a channel need no equalizing, activations with one scale do. On EfficientNet-Lite0, where no range
+is more than 16 times that of the median channel, equation 11 on every link cost 1.4 dB.
 
 A clipped Relu (Clip at 6) keeps its one number only where no channel that is scaled can reach it:
 where interval arithmetic over the graph proves so, the factor is bounded, elsewhere it is 1. The
 other way, Relu and a Min with one number a channel, is exact too, but takes an operator of its own
-in the quantized file. On EfficientNet-Lite0 there is nothing to gain by it either: scaled to what
-128 pictures reach, the file is no nearer to FP32.
+in the quantized file. On EfficientNet-Lite0 there is nothing to gain by it either: scaled to twice
+or 1.25 times what 64 pictures reach, the file is no nearer to FP32 (18.6 and 18.5 dB; 18.6 as is).
 """
 
 from collections.abc import Sequence
@@ -29,6 +33,7 @@ from onnxq.quantize.float_steps.types import Given, Stepped
 __all__ = ["equalize"]
 
 MOST_SWEEPS = 40
+EVEN = 16.0  # times the median channel's range: leaves that one 16 of 256 steps, 4 bits
 _STILL = 1e-3  # a sweep that changes no factor by more than this share is the last
 _FURTHEST = 2.0**12  # a channel is not scaled by more than this, or by less than its inverse
 Channels = Float64[np.ndarray, " channels"]
@@ -36,7 +41,7 @@ BySource = dict[str, Float64[np.ndarray, " _"]]
 
 
 def equalize(graph: ir.Model, given: Given) -> Stepped:
-    """The graph with equal ranges of weights on both sides of every channel, where it may be.
+    """The graph with even channels between its layers, where that may be and is worth it.
 
     Links follow one another (Conv → depthwise Conv → Conv), so sweeps along the graph are repeated
     until no factor moves. Looks at no sample.
@@ -44,11 +49,10 @@ def equalize(graph: ir.Model, given: Given) -> Stepped:
     copy = ir.from_proto(ir.to_proto(graph))
     links, skipped = links_of(layer_sources(copy.graph), given.kept)
     limits = _limits(copy.graph, links)
-    rows, able = [], []
+    able = []
     for link in links:
-        if (limits[link.source.name] == 1).all():
-            clips = [str(node.name) for node in link.through if node.op_type == "Clip"]
-            reason = f"Clip `{clips[-1]}` could cut at {link.ceiling:g} in every channel"
+        reason = _reason_to_leave(link, limits[link.source.name])
+        if reason:
             skipped.append(SkippedLayer(node=link.source.name, reason=reason))
         else:
             able.append(link)
@@ -57,9 +61,21 @@ def equalize(graph: ir.Model, given: Given) -> Stepped:
         moved = [_even_out(copy, link, totals, limits[link.source.name]) for link in able]
         if max(moved, default=0.0) < _STILL:
             break
-    for link in able:
-        rows.append(row_of(link, totals[link.source.name]))
-    return Stepped(copy, tuple(rows), tuple(skipped))
+    rows = tuple(row_of(link, totals[link.source.name]) for link in able)
+    return Stepped(copy, rows, tuple(skipped))
+
+
+def _reason_to_leave(link: Link, limit: Channels) -> str:
+    """Why a link is not worth scaling, or cannot be; empty if it is."""
+    if (limit == 1).all():
+        clips = [str(node.name) for node in link.through if node.op_type == "Clip"]
+        return f"Clip `{clips[-1]}` could cut at {link.ceiling:g} in every channel"
+    made = source_magnitudes(link.source)
+    median = float(np.median(made[made > 0])) if made.any() else 0.0
+    if made.max() <= EVEN * median:
+        ratio = made.max() / median if median else 1.0
+        return f"its channels are even: the largest is {ratio:.1f} times the median one"
+    return ""
 
 
 def _even_out(graph: ir.Model, link: Link, totals: BySource, limit: Channels) -> float:
@@ -67,6 +83,8 @@ def _even_out(graph: ir.Model, link: Link, totals: BySource, limit: Channels) ->
     made, read = source_magnitudes(link.source), sink_magnitudes(link.sinks)
     known = (made > 0) & (read > 0)
     factors = np.sqrt(np.where(known, made, 1) / np.where(known, read, 1))
+    if known.any():
+        factors = np.where(known, factors / np.median(factors[known]), 1)
     before = totals[link.source.name]
     after = np.clip(before * factors, 1 / _FURTHEST, _FURTHEST)
     after = np.where(limit == 1, 1, np.maximum(after, limit))
