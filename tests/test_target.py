@@ -213,7 +213,7 @@ def test_a_target_file_may_extend_one_beside_it_and_is_read_anew(tmp_path):
 
 def test_a_whole_target_needs_no_base(tmp_path):
     whole = load_target("ort-x86").model_dump(mode="json", exclude={"name", "extends"})
-    for key in ("rules", "operators", "facts", "io", "processor", "sources"):
+    for key in ("rules", "operators", "facts", "io", "processor", "sources", "prices"):
         del whole[key]
     target = load_target(own(tmp_path, yaml.safe_dump(whole)))
     assert target.rules == ()

@@ -70,7 +70,9 @@ def weigh(
     if choice == "float":
         return Weighing(_named(runs, "elementwise operators are asked to stay float"))
     clock = _Clock(nodes, target, set(left))
-    layers = max(sum(macs_of(node) > 0 for node in nodes), 1)
+    layers = sum(macs_of(node) > 0 and str(node.name) not in left for node in nodes)
+    if not layers:  # what is left has no noise to compare with, and may be all there is
+        return Weighing()
     reasons: dict[str, str] = {}
     kept: dict[str, list[tuple[float, float]]] = {}
     for run in runs:

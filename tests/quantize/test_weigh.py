@@ -141,6 +141,11 @@ def test_one_operator_between_integers_is_not_weighed_as_the_runtime_fuses_it_an
     assert "QLinearSoftmax" in {node.op_type for node in onnx.load(path).graph.node}
 
 
+def test_without_a_layer_on_integers_nothing_is_weighed(tmp_path):
+    model = graph(tmp_path, SOFT)
+    assert weigh(model, X86, spread(model), {"one": "by test"}, "weigh").reasons == {}
+
+
 def test_what_is_excluded_already_is_not_weighed(tmp_path):
     model = graph(tmp_path, GATED)
     found = weigh(model, X86, spread(model), {"mul": "by test"}, "float")
