@@ -54,6 +54,25 @@ def test_the_shipped_recipe_passes_on_subjects_never_seen(onnxq, arguments):
     assert coverage["macs"]["integer"] == coverage["macs"]["total"] > 58_000_000
 
 
+def test_4_bit_weights_are_judged_like_any_and_take_a_quarter_of_the_bytes(
+    onnxq, subjects, tmp_path
+):
+    ended = onnxq(
+        "run", ROOT / "models" / "rppg" / "recipe-w4a8.yaml", "--build-dir", tmp_path / "w4a8",
+        "--json", "--set", f"data.calibration.paths.root={subjects}",
+        "--set", f"data.evaluation.paths.root={subjects}",
+    )  # fmt: skip
+
+    assert ended.code == 0, ended.err
+    report = ended.json["report"]
+    assert report["comparison"]["metrics"][0]["interval"]["high"] <= 2.0
+    kept = {row["node"] for row in report["audit"] if row["weight_type"] == "int8"}
+    assert kept == {"conv_1", "gemm_2"}
+    sizes = {line["what"]: line for line in report["sizes"]}
+    assert sizes["file"]["int8_bytes"] <= 0.26 * sizes["file"]["fp32_bytes"]
+    assert report["coverage"]["macs"]["integer"] == report["coverage"]["macs"]["total"]
+
+
 def test_nothing_is_run_twice(onnxq, arguments):
     assert onnxq(*arguments).code == 0
 

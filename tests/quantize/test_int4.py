@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxq.errors import QuantizationError, TargetRuleError
-from onnxq.graph import load_model
+from onnxq.graph import load_model, shapes_of
 from onnxq.qdq import stored_integers
 from onnxq.qtypes import IntType
 from onnxq.quantize.blocks import block_view
@@ -19,8 +19,9 @@ from onnxq.quantize.convert import convert
 from onnxq.quantize.int4 import Packed, pack, store_packed
 from onnxq.quantize.least_error import least_error_scales, squared_errors
 from onnxq.quantize.stage import quantize
-from onnxq.recipe import NodePrecision, QuantizeSection
-from onnxq.runtime import Session, executed_operators
+from onnxq.recipe import NodePrecision, PartSection, PartValue, QuantizeSection
+from onnxq.runtime import Session, executed_operators, with_outputs
+from onnxq.splitting.cut import cut_part
 from onnxq.target import load_target
 from onnxq.verify.audit import audit, coverage, require_sound
 from onnxq.verify.fusion import audit_fusion
@@ -256,6 +257,20 @@ def test_the_record_says_how_long_blocks_are_and_a_multiplier_takes_4_bits(wide)
         values = numpy_helper.to_array(tensor).astype(int)
         assert values.min() >= 1
         assert len(tensor.raw_data) == (values.size + 1) // 2
+
+
+def test_a_part_of_a_graph_keeps_its_packed_weights_and_their_integers(wide):
+    int8 = made(wide, "ort-x86", BLOCKS)
+    part = PartSection(
+        name="second", inputs=(PartValue(tensor="b"),), outputs=(PartValue(tensor="y"),)
+    )
+    cut = cut_part(load_model(int8.path), part, shapes_of(load_model(wide.path)))
+    assert set(four_bits(cut)) == {"w3.i4", "w4.i4", "w5.i4"}
+    whole = with_outputs(load_model(int8.path), ["b.d", "y"])
+    row = next(iter(wide.samples.rows()))
+    between, wanted = Session(whole.SerializeToString(), optimization="none").run(row).values()
+    found = Session(cut.SerializeToString(), optimization="none").run({"b": between})
+    assert np.array_equal(found["y"], wanted)
 
 
 def test_blocks_lose_less_than_channels_do(wide):
