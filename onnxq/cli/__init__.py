@@ -23,6 +23,7 @@ _COMMANDS = {
     "verify": ("onnxq.cli.stages", "Judge INT8 against FP32 on the task's own metric."),
     "compare": ("onnxq.cli.compare", "Lay FP32 and its quantized forms side by side."),
     "sensitivity": ("onnxq.cli.sensitivity", "Measure what quantizing each layer costs."),
+    "tune": ("onnxq.cli.tune", "Find the cheapest precision of each layer that is good enough."),
     "handoff": ("onnxq.cli.stages", "Check the target's rules and pack the bundle."),
     "rebuild": ("onnxq.cli.rebuild", "Make a bundle again and prove that every byte is the same."),
     "inspect": ("onnxq.cli.inspect", "Show what is integer in a model, what is not, and why."),

@@ -1,7 +1,7 @@
 """``onnxq sensitivity``: what the quantization of each layer costs."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ from onnxq.cli.console import Screen, command_options
 from onnxq.cli.flags import (
     build_dir_option,
     chosen_target,
-    domain_option,
     is_recipe,
     loaded_recipe,
     path_type,
@@ -37,9 +36,8 @@ _SHOWN, _BAR = 20, 30  # layers on the terminal; characters of the longest bar
 @target_option
 @build_dir_option
 @data_options
-@domain_option
 @click.option(
-    "--trial-samples", type=click.IntRange(1), default=16, show_default=True,
+    "--trial-samples", type=click.IntRange(1), default=8, show_default=True,
     help="On how many samples each trial is measured.",
 )  # fmt: skip
 @click.option(
@@ -84,13 +82,18 @@ def sensitivity(  # noqa: PLR0913 - one parameter a flag
 
 @contextmanager
 def opened_subject(
-    model: Path, target: str | None, build_dir: Path | None, options: dict[str, Any], screen: Screen
+    model: Path,
+    target: str | None,
+    build_dir: Path | None,
+    options: dict[str, Any],
+    screen: Screen,
+    own: Collection[str] = _OWN,
 ) -> "Iterator[tuple[Subject, Path]]":
     """A recipe's graph with its ranges, or a plain file's, which is calibrated in a folder that
     lasts as long as the block; and where results go."""
     from onnxq.tuning.subject import subject_of_file, subject_of_recipe
 
-    if is_recipe(model, _OWN):
+    if is_recipe(model, own):
         recipe, folder = loaded_recipe(model, target, build_dir)
         yield subject_of_recipe(recipe, folder, screen, screen.progress), folder
         return

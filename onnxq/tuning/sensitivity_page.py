@@ -57,7 +57,7 @@ def sensitivity_page(found: Sensitivity) -> Page:
         f"{_db(found.weights_error)} dB, activations alone at {_db(found.activations_error)} dB."
     )
     if first is not None and first.only is not None:
-        lead += f" Of single layers `{first.layer}` costs most: {_db(first.only)} dB by itself."
+        lead += f" Of single layers {first.layer} costs most: {_db(first.only)} dB by itself."
     sections = [
         Section(
             "layers",
@@ -111,7 +111,7 @@ def budget_table(found: Sensitivity) -> Table:
         rows,
         lambda row: (
             *(row[0], row[1], _mille(row[2]), _mille(row[3]), _mille(_sum(row[2:]))),
-            number(100 * _sum(row[2:]) / total, 3) if total else MISSING,
+            number(100 * _sum(row[2:]) / total, 3, trim=True) if total else MISSING,
         ),
         lambda row: row[0] == "together",
     )
@@ -157,8 +157,8 @@ def _waterfalls(found: Sensitivity) -> tuple[Figure, ...]:
     ]
     title = "error of the outputs (‰)"
     return (
-        Figure(Markup(waterfall(steps, title, "all quantized")), "Along the graph.", _KEYS),
         Figure(Markup(waterfall(whole, title, "all quantized")), "All layers together.", _KEYS),
+        Figure(Markup(waterfall(steps, title, "all quantized")), "Along the graph.", _KEYS),
     )
 
 

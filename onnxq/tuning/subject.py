@@ -26,8 +26,10 @@ __all__ = ["Subject", "subject_of_file", "subject_of_recipe"]
 
 @dataclass(frozen=True)
 class Subject:
-    """An FP32 graph in canonical form with its ranges, how it is to be quantized for what, and the
-    samples that the ranges were calibrated on."""
+    """An FP32 graph in canonical form with its ranges, and how it is to be quantized for what.
+
+    ``samples`` are those that the ranges were calibrated on, ``unused`` the others of their source.
+    """
 
     name: str
     model: Path
@@ -35,6 +37,8 @@ class Subject:
     target: Target
     section: QuantizeSection
     samples: Samples
+    unused: Samples | None = None
+    recipe: Recipe | None = None
 
     @cached_property
     def original(self) -> onnx.ModelProto:
@@ -70,13 +74,16 @@ def subject_of_recipe(
         raise StaleRecordError(
             "no graph is the one that was calibrated", where=str(folder), do="run the recipe again"
         )
+    drawn, unused = _divided(samples, outcome.calibration)
     return Subject(
         name=recipe.name,
         model=model,
         calibration=outcome.calibration,
         target=load_target(recipe.target),
         section=recipe.quantize,
-        samples=samples.take(np.array(outcome.calibration.choice.indices, np.int64)),
+        samples=drawn,
+        unused=unused,
+        recipe=recipe,
     )
 
 
@@ -85,11 +92,20 @@ def subject_of_file(model: Path, target: Target, data: Data, work: Path, means: 
     calibration = calibrated(model, target, data, work, means)
     exported = load_record(ExportedModel, work / EXPORT)
     samples, _ = data.open(exported, calibration.collection.batch, means.progress)
+    drawn, unused = _divided(samples, calibration)
     return Subject(
         name=model.stem,
         model=work / FP32,
         calibration=calibration,
         target=target,
         section=QuantizeSection(),
-        samples=samples.take(np.array(calibration.choice.indices, np.int64)),
+        samples=drawn,
+        unused=unused,
     )
+
+
+def _divided(samples: Samples, calibration: CalibrationResult) -> tuple[Samples, Samples]:
+    """The samples that were drawn, and those that were not."""
+    drawn = np.array(calibration.choice.indices, np.int64)
+    rest = np.setdiff1d(np.arange(len(samples)), drawn)
+    return samples.take(drawn), samples.take(rest)

@@ -104,29 +104,33 @@ def bars(rows: Sequence[Bar], title: str) -> str:
     return svg(title, said, _height(len(rows)), parts)
 
 
-def waterfall(rows: Sequence[Bar], title: str, total: str) -> str:
-    """Every row begins where the one before ended; the last, ``total``, runs from zero to their
-    sum, which ``math.fsum`` gives exactly."""
-    starts = [math.fsum(row.value for row in rows[:index]) for index in range(len(rows) + 1)]
-    low, high = span(np.array([*starts, 0.0]))
-    names = [*(row.name for row in rows), total]
-    x, y, left = _rows(names, low, high)
+def waterfall(steps: Sequence[Bar], title: str, total: str) -> str:
+    """Every step begins where the one before ended; steps of one name that follow one another share
+    a row. The last row, ``total``, runs from zero to the sum of all, as ``math.fsum`` gives it."""
+    ends = [math.fsum(step.value for step in steps[:index]) for index in range(len(steps) + 1)]
+    low, high = span(np.array([*ends, 0.0]))
+    names = [name for name, _ in itertools.groupby(steps, key=lambda step: step.name)]
+    x, y, left = _rows([*names, total], low, high)
     parts = [grid(x, y, (title, ""), upright=False)]
-    for index, name in enumerate(names):
-        place = TOP + _ROW * (index + 0.5)
-        is_total = index == len(rows)
-        first, last = (0.0, starts[-1]) if is_total else (starts[index], starts[index + 1])
-        kind = "total" if is_total else rows[index].kind
-        box = sorted((x.at(first), x.at(last)))
-        parts.append(rect((box[0], place - 7, max(box[1], box[0] + 0.8), place + 7), kind))
-        style = "end strong" if is_total else "end"
-        parts.append(words(short(name, 26), (left - 8, place + 4), style))
-        if not is_total:
-            parts.append(line((x.at(last), place + 7, x.at(last), place + _ROW - 7), "grid"))
+    numbers = itertools.chain.from_iterable(
+        itertools.repeat(row, len(list(of)))
+        for row, (_, of) in enumerate(itertools.groupby(steps, key=lambda step: step.name))
+    )
+    drawn = [
+        (row, *pair, step.kind)
+        for row, pair, step in zip(numbers, itertools.pairwise(ends), steps, strict=True)
+    ]
+    for row, first, last, kind in (*drawn, (len(names), 0.0, ends[-1], "total")):
+        place = TOP + _ROW * (row + 0.5)
+        start, end = sorted((x.at(first), x.at(last)))
+        parts.append(rect((start, place - 7, max(end, start + 0.8), place + 7), kind))
+    for row, name in enumerate((*names, total)):
+        style = "end strong" if row == len(names) else "end"
+        parts.append(words(short(name, 26), (left - 8, TOP + _ROW * (row + 0.5) + 4), style))
     parts.append(line((x.at(0.0), y.start, x.at(0.0), y.end), "axis"))
-    said = "; ".join(f"{row.name} {number(row.value, 3)}" for row in rows)
-    said += f"; together {number(starts[-1], 4)}"
-    return svg(title, said, _height(len(names)), parts)
+    said = "; ".join(f"{step.name} {number(step.value, 3)}" for step in steps)
+    said += f"; together {number(ends[-1], 4)}"
+    return svg(title, said, _height(len(names) + 1), parts)
 
 
 def dots(points: Sequence[Dot], titles: tuple[str, str], limit: float | None = None) -> str:

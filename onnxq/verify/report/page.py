@@ -27,8 +27,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class Page:
-    """A title, a sentence that says what came out, notes, sections, and plots by their section's
-    id. ``record`` is the file that holds every figure in full."""
+    """A title, a sentence that says what came out, notes, sections; plots, and text to be copied as
+    it is, by their section's id. ``record`` is the file that holds every figure in full."""
 
     title: str
     lead: str
@@ -37,6 +37,7 @@ class Page:
     record: str
     notes: tuple[str, ...] = ()
     figures: Mapping[str, tuple[Figure, ...]] = field(default_factory=dict)
+    listings: Mapping[str, str] = field(default_factory=dict)
 
 
 def page_html(page: Page) -> str:
@@ -58,11 +59,16 @@ def page_markdown(page: Page) -> str:
     parts = [
         section_text(Section("page", page.title, page.lead)),
         list_text(page.notes),
-        *(section_text(section) for section in page.sections if not section.long),
+        *(_text_of(page, section) for section in page.sections if not section.long),
         f"Made by onnxq {page.provenance.onnxq} on {page.provenance.machine}. Every figure in "
         f"full: {page.record}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _text_of(page: Page, section: Section) -> str:
+    listing = page.listings.get(section.id, "")
+    return section_text(section) + (f"\n\n```\n{listing.rstrip()}\n```" if listing else "")
 
 
 def write_page(page: Page, folder: Path) -> None:
