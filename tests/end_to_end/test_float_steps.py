@@ -1,8 +1,10 @@
 """Float steps in a recipe: between export and ranges, resumed like everything, on record."""
 
+import numpy as np
 import pytest
 
 from onnxq.pipeline import STAGES
+from tests.quantize.float_nets import depthwise
 
 pytestmark = pytest.mark.slow
 
@@ -61,3 +63,21 @@ def test_an_equalized_graph_that_was_tampered_with_is_made_again(stepped, onnxq)
 
     assert again.code == 0
     assert model.read_bytes() == good
+
+
+def test_plain_files_take_float_steps_by_flag_before_ranges_and_not_after(tmp_path, onnxq):
+    net = depthwise(tmp_path)
+    np.savez(tmp_path / "data.npz", **net.samples.inputs)
+    data = ("--data", tmp_path / "data.npz")
+    steps = ("--float-step", "equalize")
+
+    direct = onnxq("quantize", net.path, *data, *steps, "-o", tmp_path / "direct.onnx")
+    ranges = onnxq("calibrate", net.path, *data, *steps, "-o", tmp_path / "ranges")
+    calibration = ("--calibration", tmp_path / "ranges")
+    later = onnxq("quantize", net.path, *calibration, "-o", tmp_path / "later.onnx")
+    too_late = onnxq("quantize", net.path, *calibration, *steps, "-o", tmp_path / "no.onnx")
+
+    assert (direct.code, ranges.code, later.code, too_late.code) == (0, 0, 0, 2)
+    assert "equalize: 32 channels of 2 layers" in direct.out
+    assert (tmp_path / "direct.onnx").read_bytes() == (tmp_path / "later.onnx").read_bytes()
+    assert "give it to `onnxq calibrate`" in too_late.err

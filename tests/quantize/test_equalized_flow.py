@@ -10,7 +10,7 @@ from onnxq.artifacts import EqualizedModel, QuantizedModel
 from onnxq.equalized import Basis, equalize_graph, load_equalized
 from onnxq.errors import StaleRecordError, UsageError
 from onnxq.graph import load_model, values_of
-from onnxq.plain.calibrate import Data, calibrate_file
+from onnxq.plain.calibrate import Data, calibrate_file, merge_folders
 from onnxq.plain.judge import task_for, verify_files
 from onnxq.plain.quantize import quantize_file
 from onnxq.quantize.float_steps import table
@@ -80,6 +80,22 @@ def test_a_folder_of_ranges_made_after_float_steps_gives_the_same_file(net, data
     quantize_file(net.path, X86, data, STEPS, direct)
     quantize_file(net.path, X86, tmp_path / "ranges", QuantizeSection(), later)
     assert direct.read_bytes() == later.read_bytes()
+
+
+def test_statistics_collected_in_pieces_after_float_steps_are_joined_on_the_same_graph(
+    net, data, tmp_path
+):
+    for half, rows in enumerate((slice(0, 12), slice(12, 24))):
+        np.savez(tmp_path / f"{half}.npz", x=net.samples.inputs["x"][rows])
+        steps = Data(
+            str(tmp_path / f"{half}.npz"), {}, data.section, samples=12, float_steps=("equalize",)
+        )
+        calibrate_file(net.path, X86, steps, tmp_path / f"ranges{half}")
+    merge_folders([tmp_path / "ranges0", tmp_path / "ranges1"], tmp_path / "joined")
+    joined, direct = tmp_path / "joined.onnx", tmp_path / "direct.onnx"
+    quantize_file(net.path, X86, tmp_path / "joined", QuantizeSection(), joined)
+    quantize_file(net.path, X86, data, QuantizeSection(float_steps=("equalize",)), direct)
+    assert joined.read_bytes() == direct.read_bytes()
 
 
 def test_steps_asked_for_when_ranges_are_there_already_are_refused(net, data, tmp_path):
