@@ -2,7 +2,7 @@
 
 Training spends its time on whole activations, so each pass over one counts. Forwards a pair is one
 new tensor that is divided, rounded, cut and multiplied in place; backwards one pass (of a scale
-that learns: three more). Nothing is kept but the tensor that was rounded.
+that learns: four more). Nothing is kept but what was rounded, and for a scale the result.
 """
 
 from collections import defaultdict
@@ -111,26 +111,24 @@ class _ThereAndBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Tensor:
         x, scale, low, high = given
-        ctx.save_for_backward(x, scale)
         ctx.ends = low, high
-        steps = torch.div(x, scale).round_()
         if isinstance(low, Tensor):
             low, high = low.to(x.dtype), high.to(x.dtype)
-        return steps.clamp_(low, high).mul_(scale)
+        rounded = torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+        ctx.save_for_backward(x, scale, rounded if ctx.needs_input_grad[1] else None)
+        return rounded
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """A scale's is ``(rounded x - x inside) / scale``: LSQ's, but for float32's last bits."""
         (gradient,) = gradients
-        x, scale = ctx.saved_tensors
-        passed = _inside(gradient, x, scale, ctx.ends)
+        x, scale, rounded = ctx.saved_tensors
+        passed = _inside(gradient, x, scale, ctx.ends) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return passed, None, None, None
-        low, high = ctx.ends
-        if isinstance(low, Tensor):
-            low, high = low.to(x.dtype), high.to(x.dtype)
-        moved = torch.div(x, scale).round_().clamp_(low, high)  # steps of the result ...
-        moved.sub_(_inside(x, x, scale, ctx.ends) / scale)  # ... less those of x, inside
-        return passed, moved.mul_(gradient).sum_to_size(scale.shape), None, None
+        moved = _inside(x, x, scale, ctx.ends)
+        torch.sub(rounded, moved, out=moved).mul_(gradient)
+        return passed, moved.sum_to_size(scale.shape) / scale, None, None
 
 
 def _inside(values: Tensor, x: Tensor, scale: Tensor, ends: tuple[Any, Any]) -> Tensor:
