@@ -26,7 +26,15 @@ from onnxq.cli.flags import (
 )
 from onnxq.cli.run import run_recipe
 from onnxq.errors import UsageError
-from onnxq.recipe import Gate, NodePrecision, QuantizeSection, Step, VerifySection, Waiver
+from onnxq.recipe import (
+    Elementwise,
+    Gate,
+    NodePrecision,
+    QuantizeSection,
+    Step,
+    VerifySection,
+    Waiver,
+)
 
 __all__ = ["export", "handoff", "quantize", "verify"]
 
@@ -117,6 +125,12 @@ def export(  # noqa: PLR0913 - one parameter a flag
     "says).",
 )
 @click.option(
+    "--elementwise",
+    type=click.Choice(get_args(Elementwise)),
+    default="weigh",
+    help="Operators without weights: float where integers save too little (default), or one way.",
+)
+@click.option(
     "--weights",
     type=click.Choice(["int8", "int4"]),
     default="int8",
@@ -164,7 +178,7 @@ def quantize(
         section = QuantizeSection(
             exclude=excluded, steps=options["steps"], saturation=options["saturation"],
             weights=options["weights"], block=options["block"], storage=options["storage"],
-            precision=_precisions(options["precision"]),
+            precision=_precisions(options["precision"]), elementwise=options["elementwise"],
         )  # fmt: skip
     record = quantize_from(
         model, chosen_target(target), source, section, required(output, "-o OUT.onnx"),
