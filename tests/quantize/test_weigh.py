@@ -3,16 +3,19 @@
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from onnxq.artifacts import TensorRange
 from onnxq.quantize.draft import Draft
 from onnxq.quantize.plan import make_plan
+from onnxq.quantize.stage import quantize
 from onnxq.quantize.weigh import runs_of, weigh
+from onnxq.recipe import QuantizeSection
 from onnxq.runtime import Session
 from onnxq.target import load_target
 
-from .nets import HEAD, TARGETS, save, weights
+from .nets import HEAD, TARGETS, calibrated, save, weights
 
 X86 = load_target("ort-x86")
 GATED = """g (float[1,8,32,32] x) => (float[1,8,32,32] y) {
@@ -133,8 +136,6 @@ def test_one_operator_between_integers_is_not_weighed_as_the_runtime_fuses_it_an
     plan = make_plan(model, X86, spread(model), {"soft": "asked for"})
     proto = Draft(model, plan, X86).quantized()
     path = tmp_path / "optimized.onnx"
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(path)
     onnxruntime.InferenceSession(proto.SerializeToString(), options)
@@ -150,3 +151,24 @@ def test_what_is_excluded_already_is_not_weighed(tmp_path):
     model = graph(tmp_path, GATED)
     found = weigh(model, X86, spread(model), {"mul": "by test"}, "float")
     assert "mul" not in found.reasons
+
+
+@pytest.mark.parametrize(
+    ("choice", "left"), [("integer", []), ("float", ["add", "clip", "mul", "shift"])]
+)
+def test_a_section_says_what_becomes_of_elementwise_operators(tmp_path, choice, left):
+    net = calibrated(tmp_path, HEAD + GATED, **CONSTANTS)
+    section = QuantizeSection(elementwise=choice)
+    record = quantize(net.path, net.ranges, X86, section, tmp_path / "int8.onnx")
+    assert [node.node for node in record.float_nodes] == left
+
+
+def test_what_only_a_gate_reads_is_rounded_from_where_the_gate_opens(tmp_path):
+    """Below −3 a hard-swish gives 0, as it does at −3: the outputs do not see the cut."""
+    wide = {**CONSTANTS, "w": CONSTANTS["w"] * 12}
+    net = calibrated(tmp_path, HEAD + GATED, **wide)
+    section = QuantizeSection(elementwise="integer")
+    record = quantize(net.path, net.ranges, X86, section, tmp_path / "int8.onnx")
+    before = record.activations["c"]
+    assert net.ranges.ranges["c"].low < -5
+    assert -3 - before.scale <= -before.zero_point * before.scale <= -3 + before.scale
