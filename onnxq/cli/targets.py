@@ -69,6 +69,11 @@ def _show(target: Target, screen: Screen) -> None:
     works = [f"{key}: {work}" for key, work in target.sources.items()]
     rest = {
         "Rewrites at export": target.rewrites,
+        "Prices, picoseconds an element (of Conv a product), on integers and in float": [
+            f"{price.op}: {_price(price.on_integers)}, {_price(price.in_float)} "
+            f"{_known(price, target)}"
+            for price in target.prices
+        ],
         "Notes": target.notes,
         "Session options": options,
         "Commands": target.commands,
@@ -77,6 +82,10 @@ def _show(target: Target, screen: Screen) -> None:
     for title, lines in rest.items():
         if lines:
             _section(screen, title, lines)
+
+
+def _price(picoseconds: float | None) -> str:
+    return "none" if picoseconds is None else f"{picoseconds:g}"
 
 
 def _show_facts(target: Target, screen: Screen) -> None:
