@@ -16,9 +16,11 @@ def four_bits(path) -> list[str]:
     return [t.name for t in onnx.load(path).graph.initializer if t.data_type == TensorProto.INT4]
 
 
-def test_a_recipe_with_4_bit_weights_hands_off_a_bundle_that_holds_them(tiny, onnxq):
+@pytest.mark.parametrize("block", [None, 16])
+def test_a_recipe_with_4_bit_weights_hands_off_a_bundle_that_holds_them(tiny, onnxq, block):
+    asked = {"weights": "int4", "precision": ALL_4, "also_for": ["ort-arm64"], "block": block}
     tiny.values |= {
-        "quantize": {"weights": "int4", "precision": ALL_4, "also_for": ["ort-arm64"]},
+        "quantize": asked,
         "verify": {"gate": [{"metric": "mae_to_fp32", "max": 20.0}]},
     }
 
@@ -30,6 +32,7 @@ def test_a_recipe_with_4_bit_weights_hands_off_a_bundle_that_holds_them(tiny, on
     assert four_bits(shipped)
     record = tiny.record("quantize", "int8.json")
     assert {each["stored"] for each in record["weight_precision"].values()} == {"int4"}
+    assert record["weight_precision"]["conv_1"]["block"] == (9 if block else 0)  # of 18
     report = tiny.record("verify", "report.json")
     assert {row["weight_type"] for row in report["audit"] if row["weight_type"]} == {"int4"}
     assert report["coverage"]["macs"]["integer"] == report["coverage"]["macs"]["total"]
