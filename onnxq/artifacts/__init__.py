@@ -28,6 +28,13 @@ from onnxq.artifacts.calibration import (
     Sufficiency,
     TensorRange,
 )
+from onnxq.artifacts.comparison import (
+    CandidateFacts,
+    Latency,
+    MetricOfModel,
+    PairedRow,
+    SideBySide,
+)
 from onnxq.artifacts.device import (
     CompilerCheck,
     DeviceResults,
@@ -81,6 +88,7 @@ from onnxq.artifacts.quantization import (
     WeightPrecision,
 )
 from onnxq.artifacts.rules import NodePrediction, Prediction, PredictionShare, RuleResult
+from onnxq.artifacts.sensitivity import LayerSensitivity, Sensitivity, Trial, TrialKind, decibels
 from onnxq.artifacts.split import (
     Carried,
     HostStep,
@@ -90,6 +98,7 @@ from onnxq.artifacts.split import (
     RunStep,
     Step,
 )
+from onnxq.artifacts.tuning import Budgets, PlanTrial, Tuning
 from onnxq.artifacts.verification import (
     AuditRow,
     Comparison,
@@ -111,8 +120,10 @@ __all__ = [
     "ST_METRICS",
     "AnswerCheck",
     "AuditRow",
+    "Budgets",
     "Bundle",
     "CalibrationResult",
+    "CandidateFacts",
     "Carried",
     "CellCount",
     "CellCoverage",
@@ -150,13 +161,16 @@ __all__ = [
     "Ingredient",
     "InputRow",
     "Interval",
+    "Latency",
     "LayerCost",
     "LayerDistance",
+    "LayerSensitivity",
     "Ledger",
     "LoopStep",
     "MadeFrom",
     "Manifest",
     "MemoryEstimate",
+    "MetricOfModel",
     "MetricRow",
     "NodeExecution",
     "NodePrediction",
@@ -166,11 +180,13 @@ __all__ = [
     "OutputDistance",
     "OutputMetrics",
     "OutsideRow",
+    "PairedRow",
     "ParityCheck",
     "PartFacts",
     "PartsCheck",
     "Passport",
     "PlacedTensor",
+    "PlanTrial",
     "PoolUse",
     "Prediction",
     "PredictionShare",
@@ -187,6 +203,8 @@ __all__ = [
     "RunStep",
     "SampleChoice",
     "SaturationRow",
+    "Sensitivity",
+    "SideBySide",
     "SizeLine",
     "SkippedLayer",
     "StabilityRow",
@@ -196,10 +214,14 @@ __all__ = [
     "TensorRange",
     "TimeBound",
     "TimeLedger",
+    "Trial",
+    "TrialKind",
+    "Tuning",
     "ValidateReport",
     "ValueFacts",
     "Verdict",
     "VerificationReport",
     "WaivedKey",
     "WeightPrecision",
+    "decibels",
 ]

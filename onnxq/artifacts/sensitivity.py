@@ -5,9 +5,9 @@ from typing import Literal
 
 from onnxq.artifacts.base import FileFacts, Provenance, Record
 
-__all__ = ["LayerSensitivity", "Sensitivity", "Trial", "decibels"]
+__all__ = ["LayerSensitivity", "Sensitivity", "Trial", "TrialKind", "decibels"]
 
-Kind = Literal["all", "weights", "activations", "only", "only weights", "only activations",
+TrialKind = Literal["all", "weights", "activations", "only", "only weights", "only activations",
                "all but", "budget"]  # fmt: skip
 
 
@@ -26,7 +26,7 @@ class Trial(Record):
     """
 
     key: str
-    kind: Kind
+    kind: TrialKind
     layer: str
     error: float
     samples: int

@@ -13,7 +13,7 @@ from onnxq.cli.flags import loaded_recipe, path_type
 from onnxq.errors import EXIT_NOT_JUDGED, EXIT_PASSED, EXIT_WORSE, UsageError
 
 if TYPE_CHECKING:
-    from onnxq.artifacts.comparison import SideBySide
+    from onnxq.artifacts import SideBySide
     from onnxq.compare.candidates import Given
     from onnxq.compare.measure import Question
     from onnxq.samples import Samples

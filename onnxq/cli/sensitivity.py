@@ -21,7 +21,7 @@ from onnxq.cli.flags import (
 )
 
 if TYPE_CHECKING:
-    from onnxq.artifacts.sensitivity import Sensitivity
+    from onnxq.artifacts import Sensitivity
     from onnxq.tuning.subject import Subject
 
 __all__ = ["opened_subject", "sensitivity"]
@@ -108,7 +108,7 @@ def opened_subject(
 
 
 def _print(screen: Screen, found: "Sensitivity") -> None:
-    from onnxq.artifacts.sensitivity import decibels
+    from onnxq.artifacts import decibels
     from onnxq.tuning.sensitivity_page import budget_parts, cost_of, ranked
 
     screen.say(

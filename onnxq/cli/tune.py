@@ -14,7 +14,7 @@ from onnxq.cli.sensitivity import opened_subject
 from onnxq.errors import EXIT_NOT_JUDGED, EXIT_PASSED, EXIT_WORSE, UsageError
 
 if TYPE_CHECKING:
-    from onnxq.artifacts.tuning import Tuning
+    from onnxq.artifacts import Tuning
     from onnxq.samples import Samples
     from onnxq.tuning.subject import Subject
     from onnxq.verify.metrics import Task
@@ -67,7 +67,7 @@ def tune(
     a recipe's evaluation data. Every trial is kept: the same command goes on where it was
     interrupted. Exit 0: a plan was found; 1: none keeps gate and budgets; 2: not settled.
     """
-    from onnxq.artifacts.tuning import Budgets
+    from onnxq.artifacts import Budgets
     from onnxq.tuning.bench import Request
     from onnxq.tuning.judging import Judge
     from onnxq.tuning.tune import tune as search

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from onnxq.artifacts.comparison import CandidateFacts, PairedRow, SideBySide
+from onnxq.artifacts import CandidateFacts, PairedRow, SideBySide
 from onnxq.verify.report.formatting import number
 
 __all__ = ["advice", "is_faster", "unbeaten"]

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from onnxq.artifacts import Interval
-from onnxq.artifacts.comparison import (
+from onnxq.artifacts import (
     CandidateFacts,
+    Interval,
     Latency,
     MetricOfModel,
     PairedRow,

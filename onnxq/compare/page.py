@@ -2,8 +2,7 @@
 
 from markupsafe import Markup
 
-from onnxq.artifacts import Interval
-from onnxq.artifacts.comparison import CandidateFacts, MetricOfModel, PairedRow, SideBySide
+from onnxq.artifacts import CandidateFacts, Interval, MetricOfModel, PairedRow, SideBySide
 from onnxq.verify.report.charts import Bar, Span, bars, spans
 from onnxq.verify.report.formatting import MISSING, byte_unit, integer, interval, number
 from onnxq.verify.report.page import Figure, Page

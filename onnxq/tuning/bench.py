@@ -6,8 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from onnxq.artifacts import QuantizedModel
-from onnxq.artifacts.tuning import Budgets, PlanTrial
+from onnxq.artifacts import Budgets, PlanTrial, QuantizedModel
 from onnxq.errors import QuantizationError, StaleRecordError, TargetRuleError
 from onnxq.graph import load_graph, load_model, macs_of
 from onnxq.handoff.prediction import predict

@@ -6,7 +6,7 @@ from typing import Literal
 
 import yaml
 
-from onnxq.artifacts.sensitivity import LayerSensitivity
+from onnxq.artifacts import LayerSensitivity
 from onnxq.errors import TargetRuleError
 from onnxq.quantize.precision import refuse_unsupported
 from onnxq.recipe import NodePrecision, QuantizeSection, Step

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.artifacts.sensitivity import Kind, LayerSensitivity, Sensitivity
+from onnxq.artifacts import LayerSensitivity, Sensitivity, TrialKind
 from onnxq.graph import WEIGHTED, constant_of
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
@@ -27,7 +27,7 @@ MODES = ("only", "without", "parts", "budget", "fisher")
 class _Wanted:
     """A trial: which layers' constants and tensors are quantized."""
 
-    kind: Kind
+    kind: TrialKind
     layer: str
     weights: frozenset[str]
     activations: frozenset[str]
@@ -51,7 +51,7 @@ def sensitivity(
     meter = Meter(subject.original, subject.samples, subject.batch, samples)
     book = TrialBook(folder / TRIALS, meter, subject.model)
     wanted = list(_wanted(graphs.layers, modes))
-    errors: dict[tuple[Kind, str], float] = {}
+    errors: dict[tuple[TrialKind, str], float] = {}
     for each in progress(wanted, "measuring layers", len(wanted)):
         model = graphs.graph(each.weights, each.activations)
         errors[each.kind, each.layer] = book.measure(each.kind, each.layer, model).error
@@ -112,7 +112,7 @@ def _budget(layers: Collection[Layer]) -> Iterator[_Wanted]:
 
 def _rows(
     layers: Collection[Layer],
-    errors: dict[tuple[Kind, str], float],
+    errors: dict[tuple[TrialKind, str], float],
     fisher: dict[str, float],
 ) -> tuple[LayerSensitivity, ...]:
     reached, added = 0.0, dict[str, float]()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from onnxq.artifacts.sensitivity import LayerSensitivity, Sensitivity, decibels
+from onnxq.artifacts import LayerSensitivity, Sensitivity, decibels
 from onnxq.tuning.sensitivity import RECORD
 from onnxq.verify.report.charts import Bar, bars, waterfall
 from onnxq.verify.report.formatting import MISSING, integer, number

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from jaxtyping import Float64, Shaped
 
-from onnxq.artifacts.sensitivity import Kind, Trial
+from onnxq.artifacts import Trial, TrialKind
 from onnxq.errors import DataError, StaleRecordError
 from onnxq.graph import save_model
 from onnxq.provenance import cpu_flags, versions
@@ -81,7 +81,7 @@ class TrialBook:
         }
         self.measured = 0  # trials that were not known before
 
-    def measure(self, kind: Kind, layer: str, model: onnx.ModelProto) -> Trial:
+    def measure(self, kind: TrialKind, layer: str, model: onnx.ModelProto) -> Trial:
         """The trial of ``model``, from its file if there is one."""
         graph = model.SerializeToString(deterministic=True)
         key = digest_of({**self._made_by, "graph": hashlib.sha256(graph).hexdigest()})

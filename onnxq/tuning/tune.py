@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from onnxq.artifacts.sensitivity import Sensitivity
-from onnxq.artifacts.tuning import PlanTrial, Tuning
+from onnxq.artifacts import PlanTrial, Sensitivity, Tuning
 from onnxq.graph import WEIGHTED
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance

@@ -2,7 +2,7 @@
 
 from markupsafe import Markup
 
-from onnxq.artifacts.tuning import PlanTrial, Tuning
+from onnxq.artifacts import PlanTrial, Tuning
 from onnxq.tuning.tune import RECORD
 from onnxq.verify.report.charts import Dot, dots
 from onnxq.verify.report.formatting import MISSING, byte_unit, integer, interval, number, percent

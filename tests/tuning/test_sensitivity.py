@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from quantize.nets import calibrated, residual, weights
 
-from onnxq.artifacts.sensitivity import decibels
+from onnxq.artifacts import decibels
 from onnxq.errors import DataError
 from onnxq.qtypes import IntType
 from onnxq.recipe import QuantizeSection

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from quantize.nets import calibrated, weights
 
-from onnxq.artifacts.tuning import Budgets, PlanTrial
+from onnxq.artifacts import Budgets, PlanTrial
 from onnxq.errors import DataError
 from onnxq.quantize.stage import quantize
 from onnxq.recipe import QuantizeSection
