@@ -45,11 +45,20 @@ class _Layer:
     has_bias: bool
     shares: tuple[float, ...] = (1.0,)
     partners: Int64[np.ndarray, " k"] | None = None
+    factors: Float[np.ndarray, "groups channels k"] | None = None  # multipliers of blocks
+
+    def steps(
+        self, group: int, scales: Float64[np.ndarray, " channels"]
+    ) -> Float64[np.ndarray, "channels #k"]:
+        """The step of each weight of a group's rows."""
+        wide = scales[:, np.newaxis]
+        return wide if self.factors is None else wide * self.factors[group]
 
     @property
     def bytes(self) -> int:
         """Of its second moments."""
-        return 8 * self.rows.shape[0] * self.rows.shape[2] ** 2
+        groups, _, length = self.rows.shape
+        return int(8 * groups * length**2)
 
 
 @dataclass
@@ -61,6 +70,7 @@ class _Moments:
     second: Float64[np.ndarray, "groups k k"]
 
     def add(self, other: "_Moments") -> None:
+        """Take the sums of more positions in."""
         self.count += other.count
         self.first += other.first
         self.second += other.second
@@ -74,7 +84,7 @@ class _Moments:
             matrix = matrix - mean[:, :, np.newaxis] * mean[:, np.newaxis, :]
         diagonal = np.einsum("gkk->gk", matrix)
         damping = _DAMPING * diagonal.mean(1) + np.finfo(np.float64).tiny
-        return matrix + damping[:, np.newaxis, np.newaxis] * np.eye(matrix.shape[1])
+        return np.asarray(matrix + damping[:, np.newaxis, np.newaxis] * np.eye(matrix.shape[1]))
 
 
 def round_weights(draft: Draft, evidence: Evidence) -> tuple[Draft, str]:
@@ -111,12 +121,13 @@ def round_weights(draft: Draft, evidence: Evidence) -> tuple[Draft, str]:
 
 def least_error_rounding(
     rows: Float64[np.ndarray, "channels k"],
-    scales: Float64[np.ndarray, " channels"],
+    scales: Float64[np.ndarray, "channels #k"],
     weighing: Float64[np.ndarray, "k k"],
     most: int,
     partners: Int64[np.ndarray, " k"] | None = None,
 ) -> Float64[np.ndarray, "channels k"]:
-    """Integers q of −most…most with a small (s·q − w)ᵀ H (s·q − w) in every row.
+    """Integers q of −most…most with a small (s·q − w)ᵀ H (s·q − w) in every row; s is the step of
+    the row, or of each weight.
 
     From plain rounding on, the one integer whose change by one step helps a row most is changed
     until none helps: coordinate descent, which ends in a minimum that no single step leaves. Never
@@ -125,23 +136,24 @@ def least_error_rounding(
     """
     integers = _plain(rows, scales, most, partners)
     diagonal = np.diag(weighing).copy()
-    slopes = (integers * scales[:, np.newaxis] - rows) @ weighing
+    scales = np.broadcast_to(scales, rows.shape)
+    slopes = (integers * scales - rows) @ weighing
     active = np.arange(len(rows))
     while len(active):
-        s = scales[active, np.newaxis]
+        s = scales[active]
         now, slope = integers[active], slopes[active]
         # a step of d = ±1 changes the loss by s·(2·d·slope + s·diagonal)
         direction = np.where(slope > 0, -1.0, 1.0)
-        gains = 2 * np.abs(slope) - s * diagonal
+        gains = s * (2 * np.abs(slope) - s * diagonal)
         moved = now + direction
         gains[np.abs(moved) > np.minimum(most, _room(now, moved, partners))] = -np.inf
         best = gains.argmax(1)
         places = np.arange(len(active))
-        helps = gains[places, best] > _WORTH * (s[:, 0] * diagonal[best])
+        helps = gains[places, best] > _WORTH * s[places, best] ** 2 * diagonal[best]
         active, best = active[helps], best[helps]
         change = direction[places[helps], best]
         integers[active, best] += change
-        slopes[active] += (change * scales[active])[:, np.newaxis] * weighing[best]
+        slopes[active] += (change * scales[active, best])[:, np.newaxis] * weighing[best]
     return integers
 
 
@@ -159,12 +171,12 @@ def _room(
 
 def _plain(
     rows: Float64[np.ndarray, "channels k"],
-    scales: Float64[np.ndarray, " channels"],
+    scales: Float64[np.ndarray, "channels #k"],
     most: int,
     partners: Int64[np.ndarray, " k"] | None = None,
 ) -> Float64[np.ndarray, "channels k"]:
     """Rounded half to even; pairs of one sign that have too many steps give up half of them."""
-    steps = np.clip(np.rint(rows / scales[:, np.newaxis]), -most, most)
+    steps = np.clip(np.rint(rows / scales), -most, most)
     if partners is None:
         return steps
     first = np.flatnonzero(partners > np.arange(len(partners)))
@@ -187,7 +199,7 @@ def _layers(graph: ir.Model, model: onnx.ModelProto, draft: Draft) -> tuple[list
         weight = constant_of(value)
         is_plain = node.attributes.get_int("transA", 0) == 0
         is_matrix = node.op_type != "MatMul" or (weight is not None and weight.ndim == 2)
-        is_able = node.op_type in _ABLE and is_plain and is_matrix and planned.blocks is None
+        is_able = node.op_type in _ABLE and is_plain and is_matrix
         if weight is None or not is_able:
             left.append(str(node.name))
             continue
@@ -206,9 +218,19 @@ def _layers(graph: ir.Model, model: onnx.ModelProto, draft: Draft) -> tuple[list
                 has_bias=_has_bias(node),
                 shares=_shares(planned, draft),
                 partners=_partners(node, weight) if draft.narrow else None,
+                factors=_factors(node, planned, weight.shape),
             )
         )
     return found, ", ".join(left)
+
+
+def _factors(
+    node: ir.Node, planned: WeightParameters, shape: tuple[int, ...]
+) -> Float[np.ndarray, "groups channels k"] | None:
+    """The multipliers of a weight's blocks, laid out as its rows."""
+    if planned.blocks is None:
+        return None
+    return _rows(node, planned.blocks.spread(shape).astype(np.float64))
 
 
 def _shares(planned: WeightParameters, draft: Draft) -> tuple[float, ...]:
@@ -264,7 +286,7 @@ def _write(
     old = constant_of(value)
     if value is None or old is None:
         return
-    rows = steps * scales[..., np.newaxis]
+    rows = np.stack([steps[g] * layer.steps(g, scales[g]) for g in range(len(steps))])
     old_bias = constant_of(bias)
     if bias is not None and old_bias is not None:
         lost = np.einsum("gck,gk->gc", layer.rows - rows, mean).reshape(-1)
@@ -281,27 +303,29 @@ def _rounded(
     found, scales, losses = np.empty_like(layer.rows), layer.scales.copy(), [0.0, 0.0]
     for group, weighing in enumerate(moments.weighing(centred=layer.has_bias)):
         rows = layer.rows[group]
-        plain = _plain(rows, scales[group], layer.most, layer.partners)
-        losses[0] += _losses(plain, rows, scales[group], weighing).sum()
-        scales[group] = _best_scales(layer, rows, scales[group], weighing)
-        found[group] = least_error_rounding(
-            rows, scales[group], weighing, layer.most, layer.partners
-        )
-        losses[1] += _losses(found[group], rows, scales[group], weighing).sum()
+        wide = layer.steps(group, scales[group])
+        plain = _plain(rows, wide, layer.most, layer.partners)
+        losses[0] += _losses(plain, rows, wide, weighing).sum()
+        scales[group] = _best_scales(layer, group, scales[group], weighing)
+        wide = layer.steps(group, scales[group])
+        found[group] = least_error_rounding(rows, wide, weighing, layer.most, layer.partners)
+        losses[1] += _losses(found[group], rows, wide, weighing).sum()
     return found, scales, losses[1] / losses[0] if losses[0] else 1.0
 
 
 def _best_scales(
     layer: _Layer,
-    rows: Float64[np.ndarray, "channels k"],
+    group: int,
     scales: Float64[np.ndarray, " channels"],
     weighing: Float64[np.ndarray, "k k"],
 ) -> Float64[np.ndarray, " channels"]:
     """For each channel that share of ``scales`` with which plain rounding has the least error."""
+    rows = layer.rows[group]
     best, least = scales.copy(), np.full(len(rows), np.inf)
     for share in layer.shares:
         tried = (scales * share).astype(np.float32).astype(np.float64)
-        losses = _losses(_plain(rows, tried, layer.most, layer.partners), rows, tried, weighing)
+        wide = layer.steps(group, tried)
+        losses = _losses(_plain(rows, wide, layer.most, layer.partners), rows, wide, weighing)
         better = losses < least
         best[better], least[better] = tried[better], losses[better]
     return best
@@ -310,10 +334,10 @@ def _best_scales(
 def _losses(
     steps: Float64[np.ndarray, "channels k"],
     rows: Float64[np.ndarray, "channels k"],
-    scales: Float64[np.ndarray, " channels"],
+    scales: Float64[np.ndarray, "channels #k"],
     weighing: Float64[np.ndarray, "k k"],
 ) -> Float64[np.ndarray, " channels"]:
-    errors = steps * scales[:, np.newaxis] - rows
+    errors = steps * scales - rows
     return np.asarray(((errors @ weighing) * errors).sum(1))
 
 

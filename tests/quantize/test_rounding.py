@@ -8,8 +8,6 @@ import pytest
 
 from onnxq.graph import load_model
 from onnxq.pair_sums import at_risk, has_pair_sums, reduction_rows
-from onnxq.pair_sums import at_risk, has_pair_sums, reduction_rows
-from onnxq.pair_sums import at_risk, has_pair_sums, reduction_rows
 from onnxq.progress import silent
 from onnxq.quantize import rounding
 from onnxq.quantize.draft import Draft, Evidence
@@ -134,36 +132,6 @@ def test_weights_lie_on_the_grid_afterwards(net):
         steps = array / planned.spread(array.ndim)
         np.testing.assert_allclose(steps, np.rint(steps), atol=1e-4)
         assert np.abs(steps).max() < 127.5
-
-
-def test_narrow_weights_keep_their_pairs_within_int16(net):
-    chosen = load_target("ort-x86-avx2")
-    plan = make_plan(
-        ir.from_proto(load_model(net.path)), chosen, net.ranges.ranges, {}, narrow=True
-    )
-    draft = Draft(ir.from_proto(load_model(net.path)), plan, chosen, narrow=True)
-    better, _ = round_weights(draft, evidence_of(net))
-    for node in better.graph.graph:
-        if not has_pair_sums(node):
-            continue
-        planned, array = better.plan.weights[str(node.inputs[1].name)], node.inputs[1].const_value
-        integers = np.rint(array.numpy() / planned.spread(array.numpy().ndim)).astype(np.int8)
-        assert not at_risk(reduction_rows(node, integers)).any()
-
-
-def test_narrow_weights_keep_their_pairs_within_int16(net):
-    chosen = load_target("ort-x86-avx2")
-    plan = make_plan(
-        ir.from_proto(load_model(net.path)), chosen, net.ranges.ranges, {}, narrow=True
-    )
-    draft = Draft(ir.from_proto(load_model(net.path)), plan, chosen, narrow=True)
-    better, _ = round_weights(draft, evidence_of(net))
-    for node in better.graph.graph:
-        if not has_pair_sums(node):
-            continue
-        planned, array = better.plan.weights[str(node.inputs[1].name)], node.inputs[1].const_value
-        integers = np.rint(array.numpy() / planned.spread(array.numpy().ndim)).astype(np.int8)
-        assert not at_risk(reduction_rows(node, integers)).any()
 
 
 def test_narrow_weights_keep_their_pairs_within_int16(net):
