@@ -23,6 +23,7 @@ __all__ = ["tune"]
 
 _OWN = frozenset({"metric", "max_drop", "max_bytes", "max_latency_ratio", "min_hardware_macs",
                   "trial_samples", "judged_samples", "output"})  # fmt: skip
+_BRIEF = (0, 1, 2, 3, 4, 5)  # columns that a terminal has room for
 _ENOUGH = 30  # samples that the ranges do not come from; with fewer, those that they do serve
 
 
@@ -74,6 +75,7 @@ def tune(
     from onnxq.tuning.tune_page import plans_table, tuning_page
     from onnxq.verify.gate import metric_named
     from onnxq.verify.report.page import write_page
+    from onnxq.verify.report.tables import only_columns
 
     with opened_subject(model, target, build_dir, options, screen, _OWN) as (subject, folder):
         place = output or folder / "tune"
@@ -89,7 +91,7 @@ def tune(
         )
         judge = Judge(subject.model, samples, task, metric, screen.progress)
         found = search(subject, judge, request, place, screen.progress)
-    print_table(screen, plans_table(found))
+    print_table(screen, only_columns(plans_table(found), _BRIEF))
     for note in found.notes:
         screen.say(f"  ! {note}")
     screen.say(found.advice, mark=DONE if found.chosen else DOUBT, style="bold")

@@ -1,5 +1,7 @@
 """A comparison as tables and plots, for Markdown, HTML and the terminal."""
 
+from dataclasses import replace
+
 from markupsafe import Markup
 
 from onnxq.artifacts import CandidateFacts, Interval, MetricOfModel, PairedRow, SideBySide
@@ -7,13 +9,12 @@ from onnxq.verify.report.charts import Bar, Span, bars, spans
 from onnxq.verify.report.formatting import MISSING, byte_unit, integer, interval, number
 from onnxq.verify.report.page import Figure, Page
 from onnxq.verify.report.tables import (
-    Column,
-    Row,
     Section,
     Table,
     code_columns,
     make_table,
     number_columns,
+    only_columns,
     text_columns,
 )
 
@@ -89,12 +90,12 @@ def brief_table(found: SideBySide) -> Table:
     whole = models_table(found)
     kept = [index for index in (0, 1, 2, 3, 4, 6, 9, 10) if index < len(whole.columns)]
     titles = {6: "Bytes", 9: "Latency"}
-    columns = [
-        Column(titles.get(index, whole.columns[index].title), whole.columns[index].kind)
-        for index in kept
-    ]
-    rows = tuple(Row(tuple(row.cells[i] for i in kept), row.marked) for row in whole.rows)
-    return Table(tuple(columns), rows)
+    brief = only_columns(whole, kept)
+    columns = (
+        replace(column, title=titles.get(index, column.title))
+        for index, column in zip(kept, brief.columns, strict=True)
+    )
+    return replace(brief, columns=tuple(columns))
 
 
 def pairs_table(found: SideBySide) -> Table:

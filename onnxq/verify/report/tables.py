@@ -12,6 +12,7 @@ __all__ = [
     "code_columns",
     "make_table",
     "number_columns",
+    "only_columns",
     "text_columns",
 ]
 
@@ -80,3 +81,9 @@ def code_columns(*titles: str) -> tuple[Column, ...]:
 def number_columns(*titles: str) -> tuple[Column, ...]:
     """Columns of numbers."""
     return tuple(Column(title) for title in titles)
+
+
+def only_columns(table: Table, indices: Sequence[int]) -> Table:
+    """The table with the columns at ``indices`` alone, in that order."""
+    rows = tuple(Row(tuple(row.cells[i] for i in indices), row.marked) for row in table.rows)
+    return Table(tuple(table.columns[i] for i in indices), rows, table.title)
