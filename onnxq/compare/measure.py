@@ -21,6 +21,7 @@ from onnxq.calibrate.readers import refuse_overlap
 from onnxq.compare.advice import advice
 from onnxq.compare.candidates import Candidate
 from onnxq.graph import load_model, values_of
+from onnxq.paired import paired_interval
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
 from onnxq.runtime import Session, in_parallel, latencies
@@ -29,7 +30,6 @@ from onnxq.samples import Samples
 from onnxq.sizes import external_files
 from onnxq.splitting.manifest import PartsSession
 from onnxq.store import facts_of_file
-from onnxq.verify.compare import paired_interval
 from onnxq.verify.distances import Distance
 from onnxq.verify.fusion import config_for
 from onnxq.verify.gate import metric_named

@@ -9,11 +9,11 @@ from jaxtyping import Float, Shaped
 
 from onnxq.artifacts import Interval
 from onnxq.errors import DataError
+from onnxq.paired import paired_interval
 from onnxq.progress import Progress, silent
 from onnxq.runtime import Session, in_parallel
 from onnxq.samples import Samples
 from onnxq.target import Target
-from onnxq.verify.compare import paired_interval
 from onnxq.verify.gate import metric_named
 from onnxq.verify.metrics import Task
 

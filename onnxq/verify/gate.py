@@ -8,9 +8,9 @@ from jaxtyping import Float, Shaped
 
 from onnxq.artifacts import Comparison, GateResult, Interval, Verdict
 from onnxq.errors import DataError, RecipeError, nearest
+from onnxq.paired import more_units_needed, paired_interval, paired_point
 from onnxq.recipe import Gate, VerifySection
 from onnxq.samples import Samples
-from onnxq.verify.compare import more_units_needed, paired_interval, paired_point
 from onnxq.verify.metrics import Metric, Task
 
 __all__ = ["AT_CHANCE", "judge", "judge_all", "metric_named", "overall", "paired_increase"]

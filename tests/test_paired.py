@@ -11,7 +11,7 @@ from scipy import stats
 
 from onnxq.artifacts import Interval
 from onnxq.errors import DataError
-from onnxq.verify.compare import more_units_needed, paired_interval, paired_point
+from onnxq.paired import more_units_needed, paired_interval, paired_point
 
 
 def data_set(rng, groups, effects, sizes):
