@@ -53,6 +53,8 @@ def correct_biases(draft: Draft, evidence: Evidence) -> tuple[Draft, str]:
     biased = replace(draft, graph=graph)
     model = biased.quantized()
     layers = _layers(model, evidence.original, _constant_biases(graph))
+    if not layers:
+        return draft, "no layer has an int32 bias"
     exact = _channel_means(
         evidence.original, {layer.fp32: layer.is_spatial for layer in layers}, evidence, "FP32"
     )

@@ -13,19 +13,18 @@ from jaxtyping import Float, Float64, Int64
 
 from onnxq.graph import constant_of, cut_to, output_channel_axis, save_model
 from onnxq.pads import pads_of
-from onnxq.pair_sums import SAFE_WEIGHT, has_pair_sums, reduction_rows
+from onnxq.pair_sums import has_pair_sums, reduction_rows
+from onnxq.quantize.descent import least_error_rounding, plain_rounding
 from onnxq.quantize.draft import Draft, Evidence
 from onnxq.quantize.plan import WeightParameters
 from onnxq.runtime import Session, in_parallel, with_outputs
 
-__all__ = ["least_error_rounding", "round_weights"]
+__all__ = ["round_weights"]
 
 _ABLE = frozenset({"Conv", "Gemm", "MatMul"})
 _DAMPING = 0.05  # of the mean square of an input, added to each: few samples say little of each
 _HELD_BYTES = 512_000_000  # of second moments at once; beyond, the samples pass again
 _LEAST, _LEAST_NARROW, _CANDIDATES = 0.7, 0.5, 16  # shares of a scale that are tried
-_PAIR_STEPS = 2 * SAFE_WEIGHT  # that two weights of one sign may have together
-_WORTH = 1e-9  # of what a step costs by itself: less is noise of the arithmetic
 _NO_SATURATION = {"session.x64quantprecision": "1"}  # exact integers on x86 without VNNI too
 
 
@@ -93,13 +92,15 @@ def round_weights(draft: Draft, evidence: Evidence) -> tuple[Draft, str]:
     Per layer and output channel Σ (Σ_k (ŵ_k − w_k) x_k)² over samples and positions is made small
     by ``least_error_rounding``, x being the quantized graph's own inputs; where the layer has a
     constant bias, about the mean, which goes into the bias. The weights lie on their grids then.
-    ConvTranspose, a MatMul with several matrices and weights in blocks keep plain rounding. The
-    samples pass once for every 512 MB of second moments; memory is those and one sample's
-    activations. Source of the objective: Nagel et al. 2020, arXiv 2004.10568, equation 13.
+    ConvTranspose and a MatMul with several matrices keep plain rounding. The samples pass once for
+    every 512 MB of second moments; memory is those and one sample's activations.
+    Source of the objective: Nagel et al. 2020, arXiv 2004.10568, equation 13.
     """
     graph = draft.copy()
     model = draft.quantized()
     layers, left = _layers(graph, model, draft)
+    if not layers:
+        return draft, f"no layer can be rounded so: {left}"
     shares: list[float] = []
     plan = dict(draft.plan.weights)
     groups = list(_held_together(layers))
@@ -117,74 +118,6 @@ def round_weights(draft: Draft, evidence: Evidence) -> tuple[Draft, str]:
     what = f"squared error of {len(shares)} layers' outputs × {np.mean(shares):.3f}, mean of layers"
     draft = replace(draft, graph=graph, plan=replace(draft.plan, weights=plan))
     return draft, what + (f"; plainly rounded: {left}" if left else "")
-
-
-def least_error_rounding(
-    rows: Float64[np.ndarray, "channels k"],
-    scales: Float64[np.ndarray, "channels #k"],
-    weighing: Float64[np.ndarray, "k k"],
-    most: int,
-    partners: Int64[np.ndarray, " k"] | None = None,
-) -> Float64[np.ndarray, "channels k"]:
-    """Integers q of −most…most with a small (s·q − w)ᵀ H (s·q − w) in every row; s is the step of
-    the row, or of each weight.
-
-    From plain rounding on, the one integer whose change by one step helps a row most is changed
-    until none helps: coordinate descent, which ends in a minimum that no single step leaves. Never
-    worse than where it starts. H is symmetric and positive definite. With ``partners`` (for each of
-    k the one that it is summed with in 16 bits, −1 for none) two of one sign have 128 together.
-    """
-    integers = _plain(rows, scales, most, partners)
-    diagonal = np.diag(weighing).copy()
-    scales = np.broadcast_to(scales, rows.shape)
-    slopes = (integers * scales - rows) @ weighing
-    active = np.arange(len(rows))
-    while len(active):
-        s = scales[active]
-        now, slope = integers[active], slopes[active]
-        # a step of d = ±1 changes the loss by s·(2·d·slope + s·diagonal)
-        direction = np.where(slope > 0, -1.0, 1.0)
-        gains = s * (2 * np.abs(slope) - s * diagonal)
-        moved = now + direction
-        gains[np.abs(moved) > np.minimum(most, _room(now, moved, partners))] = -np.inf
-        best = gains.argmax(1)
-        places = np.arange(len(active))
-        helps = gains[places, best] > _WORTH * s[places, best] ** 2 * diagonal[best]
-        active, best = active[helps], best[helps]
-        change = direction[places[helps], best]
-        integers[active, best] += change
-        slopes[active] += (change * scales[active, best])[:, np.newaxis] * weighing[best]
-    return integers
-
-
-def _room(
-    now: Float64[np.ndarray, "channels k"],
-    moved: Float64[np.ndarray, "channels k"],
-    partners: Int64[np.ndarray, " k"] | None,
-) -> Float64[np.ndarray, "channels k"] | float:
-    """How large each of ``moved`` may be beside its partner of ``now``."""
-    if partners is None:
-        return np.inf
-    beside = np.where(partners >= 0, now[:, partners], 0.0)
-    return np.where(moved * beside > 0, _PAIR_STEPS - np.abs(beside), np.inf)
-
-
-def _plain(
-    rows: Float64[np.ndarray, "channels k"],
-    scales: Float64[np.ndarray, "channels #k"],
-    most: int,
-    partners: Int64[np.ndarray, " k"] | None = None,
-) -> Float64[np.ndarray, "channels k"]:
-    """Rounded half to even; pairs of one sign that have too many steps give up half of them."""
-    steps = np.clip(np.rint(rows / scales), -most, most)
-    if partners is None:
-        return steps
-    first = np.flatnonzero(partners > np.arange(len(partners)))
-    one, two = steps[:, first], steps[:, partners[first]]
-    excess = np.where(one * two > 0, np.maximum(np.abs(one + two) - _PAIR_STEPS, 0), 0)
-    steps[:, first] -= np.sign(one) * np.floor(excess / 2)
-    steps[:, partners[first]] -= np.sign(two) * np.ceil(excess / 2)
-    return steps
 
 
 def _layers(graph: ir.Model, model: onnx.ModelProto, draft: Draft) -> tuple[list[_Layer], str]:
@@ -304,7 +237,7 @@ def _rounded(
     for group, weighing in enumerate(moments.weighing(centred=layer.has_bias)):
         rows = layer.rows[group]
         wide = layer.steps(group, scales[group])
-        plain = _plain(rows, wide, layer.most, layer.partners)
+        plain = plain_rounding(rows, wide, layer.most, layer.partners)
         losses[0] += _losses(plain, rows, wide, weighing).sum()
         scales[group] = _best_scales(layer, group, scales[group], weighing)
         wide = layer.steps(group, scales[group])
@@ -325,7 +258,9 @@ def _best_scales(
     for share in layer.shares:
         tried = (scales * share).astype(np.float32).astype(np.float64)
         wide = layer.steps(group, tried)
-        losses = _losses(_plain(rows, wide, layer.most, layer.partners), rows, wide, weighing)
+        losses = _losses(
+            plain_rounding(rows, wide, layer.most, layer.partners), rows, wide, weighing
+        )
         better = losses < least
         best[better], least[better] = tried[better], losses[better]
     return best

@@ -111,6 +111,14 @@ def test_a_convolution_and_a_gemm_without_bias_get_one_and_a_matmul_does_not(tmp
     assert np.square(errors[1]).sum() < np.square(errors[0]).sum()
 
 
+def test_a_network_without_a_layer_that_has_a_bias_is_left_as_it_is(tmp_path):
+    text = HEAD + "g (float[1,2,8] x) => (float[1,2,6] y) { [matmul] y = MatMul(x, w) }"
+    net = calibrated(tmp_path, text, w=weights(8, 6))
+    draft, better, said = corrected(net)
+    assert better is draft
+    assert said == "no layer has an int32 bias"
+
+
 def test_layers_side_by_side_share_a_pass_and_deep_graphs_are_bounded(tmp_path, monkeypatch):
     text = (
         HEAD

@@ -10,9 +10,10 @@ from onnxq.graph import load_model
 from onnxq.pair_sums import at_risk, has_pair_sums, reduction_rows
 from onnxq.progress import silent
 from onnxq.quantize import rounding
+from onnxq.quantize.descent import least_error_rounding
 from onnxq.quantize.draft import Draft, Evidence
 from onnxq.quantize.plan import make_plan
-from onnxq.quantize.rounding import least_error_rounding, round_weights
+from onnxq.quantize.rounding import round_weights
 from onnxq.runtime import Session, with_outputs
 from onnxq.target import load_target
 
@@ -46,7 +47,7 @@ def test_rounding_comes_near_the_best_of_all_choices_up_or_down(seed):
     rng = np.random.default_rng(seed)
     rows, inputs = rng.normal(size=(32, 8)), rng.normal(size=(64, 8)) @ rng.normal(size=(8, 8))
     weighing, scale = inputs.T @ inputs / 64, 0.3
-    found = least_error_rounding(rows, np.full(32, scale), weighing, 127)
+    found = least_error_rounding(rows, np.full((32, 1), scale), weighing, 127)
     ups = np.array(list(product((0, 1), repeat=8)))
     best = [loss(np.floor(row / scale) + ups, row, scale, weighing).min() for row in rows]
     got, plain = (loss(q, rows, scale, weighing) for q in (found, np.rint(rows / scale)))
@@ -58,7 +59,7 @@ def test_no_single_step_would_be_better_and_none_leaves_the_grid():
     rng = np.random.default_rng(0)
     rows, inputs = rng.normal(size=(3, 6)), rng.normal(size=(32, 6))
     weighing = inputs.T @ inputs
-    found = least_error_rounding(rows, np.full(3, 0.2), weighing, 7)
+    found = least_error_rounding(rows, np.full((3, 1), 0.2), weighing, 7)
     assert np.abs(found).max() <= 7
     for row, got in zip(rows, found, strict=True):
         for place, step in product(range(6), (-1, 1)):
@@ -161,6 +162,15 @@ def test_what_cannot_be_rounded_so_is_named(tmp_path):
     _, line = round_weights(draft_of(net), evidence_of(net))
     assert "1 layers" in line
     assert "plainly rounded: matmul_2" in line
+
+
+def test_a_network_without_a_layer_that_can_be_rounded_so_is_left_as_it_is(tmp_path):
+    text = HEAD + "g (float[1,2,3,6] x) => (float[1,2,3,5] y) { [matmul_1] y = MatMul(x, w) }"
+    net = calibrated(tmp_path, text, w=weights(2, 6, 5))
+    draft = draft_of(net)
+    rounded, said = round_weights(draft, evidence_of(net))
+    assert rounded is draft
+    assert said == "no layer can be rounded so: matmul_1"
 
 
 def test_moments_in_several_passes_are_those_of_one(net, monkeypatch):
