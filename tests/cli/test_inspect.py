@@ -226,14 +226,15 @@ def test_what_can_saturate_is_said_with_the_flag_that_mends_it(shell, tmp_path, 
     net = wide(tmp_path)
     np.savez(tmp_path / "x.npz", x=net.samples.inputs["x"])
     narrow = []
-    for mode in ("ignore", "narrow"):
-        arguments = ("--data", tmp_path / "x.npz", "--saturation", mode, "-o", tmp_path / "q.onnx")
+    advised = "--saturation narrow --step rounding --step bias"
+    for mode in ("--saturation ignore", advised):
+        arguments = ("--data", tmp_path / "x.npz", *mode.split(), "-o", tmp_path / "q.onnx")
         assert shell("quantize", net.path, "--target", target, *arguments)[0] == 0
         rest = ["--no-time"] if command == "inspect" else []
         _, out, _ = shell(command, tmp_path / "q.onnx", "--target", target, *rest)
         narrow.append(out)
     assert "Saturation: 1 of 1 products can on x86 without VNNI" in narrow[0]
-    assert "onnxq quantize --saturation narrow" in narrow[0]
+    assert f"onnxq quantize {advised}`" in " ".join(narrow[0].split())
     assert "Saturation" not in narrow[1]
     quiet = shell("check", tmp_path / "q.onnx", "--target", "ort-x86-vnni")[1]
     assert "Saturation" not in quiet
