@@ -16,20 +16,23 @@ from onnxq.samples import Samples
 
 __all__ = ["Case", "cases", "made_up"]
 
-_CALIBRATED = 32  # samples
+_CALIBRATED, _WINDOWS = 32, 200  # samples; windows of rPPG, as its recipe takes
+_JUDGED = 48  # samples, other than those
 _HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 _RPPG = Path("build/rppg/export/fp32.onnx")
 
 
 @dataclass(frozen=True)
 class Case:
-    """An FP32 model, samples to calibrate on, and samples of which the first few are judged."""
+    """An FP32 model, samples to calibrate on, and ``judged`` others to judge what narrowing costs;
+    the first few of them are emulated."""
 
     name: str
     model: Path
     calibration: Path
     evaluation: Path
     target: str = "ort-x86"
+    judged: int = _JUDGED
 
     def samples(self, count: int) -> Samples:
         """The first ``count`` samples of those to judge on, or all there are."""
@@ -105,9 +108,25 @@ def made_up(name: str, work: Path) -> Case:
         array = drawn * np.sqrt(2 / max(int(np.prod(shape[1:])), 1))
         model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), tensor))
     onnx.save(onnx.shape_inference.infer_shapes(model), work / f"{name}.onnx")
-    data = work / f"{name}.npz"
-    np.savez(data, **{INPUT: random.standard_normal((_CALIBRATED, *small.shape), np.float32)})
-    return Case(name, work / f"{name}.onnx", data, data, small.target)
+    counts = (_CALIBRATED, _JUDGED)
+    drawn = [random.standard_normal((count, *small.shape), np.float32) for count in counts]
+    return Case(name, work / f"{name}.onnx", *_written(work, name, drawn), small.target)
+
+
+def _written(work: Path, name: str, parts: Sequence[np.ndarray]) -> tuple[Path, Path]:
+    """Files of the samples to calibrate on and of those to judge on, ``parts``."""
+    calibration, evaluation = (work / f"{name}-{part}.npz" for part in ("calibrate", "judge"))
+    for file, samples in zip((calibration, evaluation), parts, strict=True):
+        np.savez(file, **{INPUT: samples})
+    return calibration, evaluation
+
+
+def _of_rppg(work: Path) -> Case:
+    """Judged on every window of the subjects that it is not calibrated on: its only output is one
+    number, which few windows say little of."""
+    windows = (rppg.samples_of("calibration").thinned(_WINDOWS), rppg.samples_of("evaluation"))
+    parts = [found.batch(0, len(found))[INPUT] for found in windows]
+    return Case("rppg", _RPPG, *_written(work, "rppg", parts), judged=len(windows[1]))
 
 
 def cases(work: Path, given: Path | None, only: Sequence[str]) -> Iterator[Case]:
@@ -125,13 +144,13 @@ def cases(work: Path, given: Path | None, only: Sequence[str]) -> Iterator[Case]
     for name, network in large.items():
         if wanted(name):
             network.write(work / f"{name}.onnx")
-            write_correlated(work / f"{name}.npz", network, _CALIBRATED)
-            data = work / f"{name}.npz"
-            yield Case(name, work / f"{name}.onnx", data, data)
+            write_correlated(work / f"{name}.npz", network, _CALIBRATED + _JUDGED)
+            with np.load(work / f"{name}.npz") as archive:
+                columns = archive[INPUT]
+            parts = (columns[:_CALIBRATED], columns[_CALIBRATED:])
+            yield Case(name, work / f"{name}.onnx", *_written(work, name, parts))
     if wanted("rppg") and _RPPG.is_file():
-        windows = rppg.samples_of("calibration").thinned(_CALIBRATED)
-        np.savez(work / "rppg.npz", **windows.batch(0, len(windows)))
-        yield Case("rppg", _RPPG, work / "rppg.npz", work / "rppg.npz")
+        yield _of_rppg(work)
     if wanted("efficientnet") and given is not None:
         model = given / "efficientnet_lite0.onnx"
         yield Case("efficientnet", model, given / "calib.npz", given / "eval.npz")

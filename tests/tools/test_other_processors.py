@@ -25,14 +25,11 @@ def haswell():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "most_db"), [("matmul", 1), ("cnn", 2)])
-def test_the_detector_agrees_with_the_runtime_and_narrowed_files_are_whole(
-    name, most_db, haswell, tmp_path
-):
-    """In the CNN nearly all error is that of short rows of weights, where steps cost most."""
+@pytest.mark.parametrize("name", ["matmul", "cnn"])
+def test_the_detector_agrees_with_the_runtime_and_advised_files_are_whole(name, haswell, tmp_path):
     found = judge(made_up(name, tmp_path), tmp_path, haswell)
     assert found.truly > 0  # else nothing is shown
     assert found.agree == found.predicted == found.nodes
     assert found.there_db < found.here_db - 3
     assert found.whole
-    assert found.loss_db < most_db
+    assert max(found.loss_db, found.refined_loss_db) < 1
