@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -21,11 +21,14 @@ __all__ = [
     "METHOD_OPTIONS",
     "NEEDS_HISTOGRAM",
     "OVERLAP",
+    "AdaRoundSection",
     "CalibrateSection",
     "DataSection",
     "DataSource",
+    "DistillSection",
     "Elementwise",
     "ExportSection",
+    "FinetuneSection",
     "FloatStepName",
     "Gate",
     "HandoffSection",
@@ -34,6 +37,7 @@ __all__ = [
     "PartSection",
     "PartValue",
     "QuantizeSection",
+    "RangesSection",
     "Recipe",
     "SplitSection",
     "Step",
@@ -184,10 +188,12 @@ class DataSource(Section):
 
 
 class DataSection(Section):
-    """The samples that ranges are calibrated on, and those that the result is judged on."""
+    """The samples that ranges are calibrated on, and those that the result is judged on; and those
+    that the step ``finetune`` trains on, if not those of the calibration."""
 
     calibration: DataSource
     evaluation: DataSource
+    training: DataSource | None = None
 
 
 class Stratify(Section):
@@ -288,7 +294,7 @@ class CalibrateSection(Section):
 
 
 Elementwise = Literal["weigh", "integer", "float"]
-Step = Literal["weights-mse", "rounding", "bias"]
+Step = Literal["weights-mse", "rounding", "adaround", "ranges", "bias", "finetune"]
 FloatStepName = Literal["equalize", "absorb", "smooth"]
 
 
@@ -308,6 +314,98 @@ class NodePrecision(Section):
             raise ValueError(f"`{self.name}`: give `weights`, `activations` or both")
         if self.weights == "float" and self.activations == "int16":
             raise ValueError(f"`{self.name}`: a float node has no 16-bit activations")
+        return self
+
+
+class AdaRoundSection(Section):
+    """Options of the step ``adaround``: learned ``by`` block or layer, ``iterations`` at most for
+    each; ``regularization`` is λ, ``warm_up`` the share of the iterations without it."""
+
+    by: Literal["block", "layer"] = "block"
+    iterations: Annotated[int, Ge(1), Le(20_000)] = 1_000
+    learning_rate: Annotated[float, Gt(0)] = 0.01
+    regularization: Annotated[float, Gt(0)] = 0.01
+    warm_up: Annotated[float, Ge(0), Lt(1)] = 0.2
+
+
+class RangesSection(Section):
+    """Options of the step ``ranges``: ``iterations`` at most for each block; scales move by about
+    ``learning_rate`` of themselves at a time."""
+
+    iterations: Annotated[int, Ge(1), Le(20_000)] = 300
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
+
+
+class DistillSection(Section):
+    """How much nearness to FP32 counts in the loss: of the ``outputs``, and of the ends of
+    ``blocks``, all alike or by tensor. ``by: squared`` is the squared error relative to FP32's
+    power; ``kl`` takes outputs for logits and compares probabilities."""
+
+    outputs: Annotated[float, Ge(0)] = 1.0
+    blocks: Annotated[float, Ge(0)] | dict[str, Annotated[float, Ge(0)]] = 0.0
+    by: Literal["squared", "kl"] = "squared"
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether FP32 teaches anything."""
+        blocks = self.blocks.values() if isinstance(self.blocks, dict) else [self.blocks]
+        return self.outputs > 0 or any(weight > 0 for weight in blocks)
+
+
+Learnt = Literal["weights", "biases", "scales"]
+
+
+class FinetuneSection(Section):
+    """Options of the step ``finetune``: the whole graph is trained, with rounding, from what the
+    other steps made of it.
+
+    ``learning_rate`` is in steps of the weights' grids, so that one number serves every network: a
+    weight moves by about so many steps in an iteration at the beginning, along a cosine to none at
+    the last one. ``batch`` samples go through each of the ``devices`` in an iteration. For
+    ``warm_up`` epochs nothing is rounded; from the epoch number ``freeze`` on (unless given: in the
+    last fifth) scales of activations stay as they are. Gradients longer than ``clip`` are
+    shortened, the loss being 1 at the beginning. ``task_loss`` (of labels: cross-entropy, mse, mae,
+    or ``module:function`` of outputs and labels) counts ``task_weight`` times, in its own unit.
+    """
+
+    epochs: Annotated[int, Ge(1)] = 10
+    learning_rate: Annotated[float, Gt(0)] = 0.01
+    batch: Annotated[int, Ge(1)] = 16
+    warm_up: Annotated[int, Ge(0)] = 0
+    freeze: Annotated[int, Ge(2)] | None = None
+    clip: Annotated[float, Gt(0)] = 10.0
+    distill: DistillSection = DistillSection()
+    task_loss: str | None = None
+    task_weight: Annotated[float, Gt(0)] = 1.0
+    seed: Annotated[int, Ge(0)] = 0
+    devices: Annotated[int, Ge(1)] = 1
+    learn: tuple[Learnt, ...] = ("weights", "biases", "scales")
+
+    @property
+    def frozen_from(self) -> int:
+        """The epoch, counted from 1, from which scales of activations stay as they are."""
+        return self.freeze or self.epochs - self.epochs // 5 + 1
+
+    @model_validator(mode="after")
+    def _can_be_carried_out(self) -> "FinetuneSection":
+        if self.warm_up >= self.epochs:
+            raise ValueError(
+                f"`warm_up: {self.warm_up}` leaves none of {self.epochs} epochs to learn rounding"
+            )
+        if self.freeze is not None and self.freeze > self.epochs:
+            raise ValueError(f"`freeze: {self.freeze}` never comes in {self.epochs} epochs")
+        if self.freeze is not None and self.freeze <= self.warm_up + 1:
+            raise ValueError("`freeze` comes before scales begin to learn: leave them out of learn")
+        if not self.learn:
+            raise ValueError("`learn` is empty: name weights, biases or scales")
+        if self.task_loss not in (None, "cross-entropy", "mse", "mae") and not is_reference(
+            str(self.task_loss)
+        ):
+            raise ValueError("`task_loss` is cross-entropy, mse, mae or module:function")
+        if self.task_loss is None and not self.distill.is_asked_for:
+            raise ValueError("nothing to learn from: give `distill` a weight, or a `task_loss`")
+        if self.task_loss is None and self.task_weight != 1:
+            raise ValueError("`task_weight` is of a `task_loss`, and none is given")
         return self
 
 
@@ -341,6 +439,9 @@ class QuantizeSection(Section):
     elementwise: Elementwise = "weigh"
     also_for: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
+    adaround: AdaRoundSection = AdaRoundSection()
+    ranges: RangesSection = RangesSection()
+    finetune: FinetuneSection = FinetuneSection()
     float_steps: tuple[FloatStepName, ...] = ()
 
     @property
@@ -425,6 +526,14 @@ class Recipe(Section):
     verify: VerifySection
     handoff: HandoffSection = HandoffSection()
     _written: Written | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _training_data_is_read(self) -> "Recipe":
+        if self.data.training is not None and "finetune" not in self.quantize.steps:
+            raise ValueError(
+                "`data: training` is read by the step `finetune`, which is not asked for"
+            )
+        return self
 
     @property
     def written(self) -> Written:

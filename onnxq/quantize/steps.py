@@ -15,22 +15,38 @@ from onnxq.quantize.bias import correct_biases
 from onnxq.quantize.draft import Draft, Evidence
 from onnxq.quantize.rounding import round_weights
 from onnxq.quantize.weights import mse_weight_scales
-from onnxq.recipe import Step
+from onnxq.recipe import QuantizeSection, Step
 from onnxq.runtime import Session, in_parallel
 
 __all__ = ["REFINE_STEPS", "RefineStep", "moved_constants", "refine"]
 
-RefineStep = Callable[[Draft, Evidence], tuple[Draft, str]]  # leaves the draft that it is given
+# what was done stands beside the new draft; the one that is given is left alone
+RefineStep = Callable[[Draft, Evidence, QuantizeSection], tuple[Draft, str]]
+
+
+def _adaround(draft: Draft, evidence: Evidence, options: QuantizeSection) -> tuple[Draft, str]:
+    from onnxq.quantize.training.adaround import learn_rounding
+
+    return learn_rounding(draft, evidence, options.adaround)
+
+
+def _ranges(draft: Draft, evidence: Evidence, options: QuantizeSection) -> tuple[Draft, str]:
+    from onnxq.quantize.training.ranges import learn_ranges
+
+    return learn_ranges(draft, evidence, options.ranges)
+
 
 REFINE_STEPS: dict[Step, RefineStep] = {  # in the order that they run, whatever a recipe's
-    "weights-mse": mse_weight_scales,
-    "rounding": round_weights,
-    "bias": correct_biases,
+    "weights-mse": lambda draft, evidence, _: mse_weight_scales(draft, evidence),
+    "rounding": lambda draft, evidence, _: round_weights(draft, evidence),
+    "adaround": _adaround,
+    "ranges": _ranges,
+    "bias": lambda draft, evidence, _: correct_biases(draft, evidence),
 }
 
 
 def refine(
-    draft: Draft, names: Collection[Step], evidence: Evidence
+    draft: Draft, names: Collection[Step], evidence: Evidence, options: QuantizeSection
 ) -> tuple[Draft, tuple[str, ...]]:
     """The draft after the steps ``names``, and a line about each: what it did, with what effect.
 
@@ -42,7 +58,7 @@ def refine(
     for name, step in REFINE_STEPS.items():
         if name not in names:
             continue
-        refined, what = step(draft, evidence)
+        refined, what = step(draft, evidence, options)
         after = _output_error(refined.quantized(), evidence)
         judged = sum(1 for _ in evidence.held_back())
         effect = f"{_db(error)} → {_db(after)} dB on {judged} held-back runs"

@@ -48,20 +48,22 @@ def test_a_step_leaves_the_draft_alone_that_it_is_given(net, name):
     draft = draft_of(net, "ort-x86")
     before = ir.to_proto(draft.graph).SerializeToString(deterministic=True)
     scales = {name: weight.scales.copy() for name, weight in draft.plan.weights.items()}
-    REFINE_STEPS[name](draft, evidence_of(net))
+    REFINE_STEPS[name](draft, evidence_of(net), QuantizeSection())
     assert ir.to_proto(draft.graph).SerializeToString(deterministic=True) == before
     for weight, planned in draft.plan.weights.items():
         np.testing.assert_array_equal(planned.scales, scales[weight])
 
 
 def test_steps_run_in_the_order_of_the_table_and_a_line_says_what_each_gained(net):
-    _, lines = refine(draft_of(net, "ort-x86"), ("bias", "weights-mse"), evidence_of(net))
+    _, lines = refine(
+        draft_of(net, "ort-x86"), ("bias", "weights-mse"), evidence_of(net), QuantizeSection()
+    )
     assert [line.split(":")[0] for line in lines] == ["weights-mse", "bias"]
     assert all("dB on 16 held-back runs" in line for line in lines)
 
 
 def test_a_step_that_makes_outputs_worse_is_undone_and_the_line_says_so(net, monkeypatch):
-    def worsen(draft, _):
+    def worsen(draft, *_):
         graph = draft.copy()
         (bias,) = (v for v in graph.graph.initializers.values() if v.name == "b1")
         bias.const_value = ir.tensor(bias.const_value.numpy() + 1, name="b1")
@@ -69,7 +71,7 @@ def test_a_step_that_makes_outputs_worse_is_undone_and_the_line_says_so(net, mon
 
     monkeypatch.setattr(steps, "REFINE_STEPS", {"bias": worsen})
     draft = draft_of(net, "ort-x86")
-    after, (line,) = refine(draft, ("bias",), evidence_of(net))
+    after, (line,) = refine(draft, ("bias",), evidence_of(net), QuantizeSection())
     assert after is draft
     assert line.startswith("bias: undone")
     assert "spoilt" in line

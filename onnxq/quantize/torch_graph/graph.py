@@ -84,6 +84,7 @@ class TorchGraph(nn.Module):
             steps = with_kernels(steps, self._outputs, on_integers)
         paired = with_pairs(steps, self._outputs)
         self._steps, self._paired = _with_spent(steps), _with_spent(paired)
+        self._stretches: dict[tuple[frozenset[str], tuple[str, ...]], tuple[Step, ...]] = {}
         self._hidden = _made(steps) - _made(paired)
         made = _made(steps)
         self._known = frozenset([*self._keys, *self._inputs, *made]) - {""}
@@ -137,13 +138,7 @@ class TorchGraph(nn.Module):
         Raises DataError for inputs that are missing, unknown or of another type, UsageError for a
         wanted tensor that the graph does not have, ModelError where torch refuses a node.
         """
-        for name in wanted:
-            if name not in self._known:
-                raise UsageError(
-                    f"the graph has no tensor `{name}`",
-                    where=self._where,
-                    do=nearest(name, self._known),
-                )
+        self._refuse_unknown(wanted)
         kept = (*self._outputs, *wanted)
         values = {name: getattr(self._constants, key) for name, key in self._keys.items()}
         values |= self._given(inputs)
@@ -161,6 +156,58 @@ class TorchGraph(nn.Module):
             for name in kept
             for type_ in (self._types[name],)
         }
+
+    def between(
+        self, values: Mapping[str, Shaped[Tensor, "..."]], wanted: Sequence[str]
+    ) -> dict[str, Shaped[Tensor, "..."]]:
+        """The tensors ``wanted``, computed from ``values``: inputs, other numbers for constants, or
+        tensors from inside the graph. Only nodes between them are run.
+
+        Raises DataError if an input of the graph would be needed, UsageError and ModelError as
+        ``forward`` does.
+        """
+        self._refuse_unknown(wanted)
+        found = {name: getattr(self._constants, key) for name, key in self._keys.items()}
+        found |= values
+        given = frozenset(values)
+        for step in self._steps_between(given, tuple(wanted)):
+            found.update(zip(step.outputs, self._computed(step, found), strict=False))
+            for name in step.spent:
+                if name not in wanted:
+                    found.pop(name, None)
+        return {
+            name: delivered(landed(found[name], self._types[name], self._where), self._types[name])
+            for name in wanted
+        }
+
+    def _steps_between(self, given: frozenset[str], wanted: tuple[str, ...]) -> tuple[Step, ...]:
+        if (given, wanted) in self._stretches:
+            return self._stretches[given, wanted]
+        needed, kept = set(wanted) - given, []
+        steps = self._steps if self._hidden & {*wanted, *given} else self._paired
+        for step in reversed(steps):
+            if needed & set(step.outputs):
+                kept.append(step)
+                needed = (needed - set(step.outputs)) | (set(step.inputs) - given - {""})
+        missing = needed - self._keys.keys()
+        if missing:
+            raise DataError(
+                f"`{min(missing)}` would be needed and is not given",
+                where=self._where,
+                do="give it, or a tensor behind it",
+            )
+        stretch = _with_spent(kept[::-1])
+        self._stretches[given, wanted] = stretch
+        return stretch
+
+    def _refuse_unknown(self, wanted: Sequence[str]) -> None:
+        for name in wanted:
+            if name not in self._known:
+                raise UsageError(
+                    f"the graph has no tensor `{name}`",
+                    where=self._where,
+                    do=nearest(name, self._known),
+                )
 
     def run(
         self,
