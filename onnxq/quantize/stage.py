@@ -118,7 +118,7 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
                 do="give the samples of the calibration, or leave the steps out",
             )
         evidence = Evidence(original, samples, calibration.collection.batch, progress)
-        draft, refined = refine(draft, section.steps, evidence)
+        draft, refined = refine(draft, section.steps, evidence, section)
         steps = (*steps, *refined)
     rewritten = draft.quantized()
     if calibration.choice.made_up:
