@@ -76,14 +76,17 @@ class _Moments:
 
     def weighing(self, *, centred: bool) -> Float64[np.ndarray, "groups k k"]:
         """What an error e of a row costs is eᵀ · this · e: the mean square of what it adds to the
-        output, about its mean where a bias takes that off."""
+        output, about its mean where a bias takes that off, without what is there by chance."""
         mean = self.first / self.count
         matrix = self.second / self.count
         if centred:
             matrix = matrix - mean[:, :, np.newaxis] * mean[:, np.newaxis, :]
+        eye = np.eye(matrix.shape[1])
         diagonal = np.einsum("gkk->gk", matrix)
         damping = _DAMPING * diagonal.mean(1) + np.finfo(np.float64).tiny
-        return np.asarray(matrix + damping[:, np.newaxis, np.newaxis] * np.eye(matrix.shape[1]))
+        kept = 1.0 - np.array([_chance(each, self.count) for each in matrix])
+        matrix = matrix * np.where(eye > 0, 1.0, kept[:, np.newaxis, np.newaxis])
+        return np.asarray(matrix + damping[:, np.newaxis, np.newaxis] * eye)
 
 
 def round_weights(draft: Draft, evidence: Evidence) -> tuple[Draft, str]:
@@ -227,6 +230,23 @@ def _write(
     is_turned = layer.node.op_type != "Conv" and layer.node.attributes.get_int("transB", 0) == 0
     array = rows[0].T if is_turned else rows.reshape(old.shape)
     value.const_value = ir.tensor(np.ascontiguousarray(array, np.float32), name=value.name)
+
+
+def _chance(matrix: Float64[np.ndarray, "k k"], count: int) -> float:
+    """The share to take off the inputs' correlations, as chance shows them: 1 for few positions of
+    many inputs, next to nothing for many of few.
+
+    Source: Chen et al. 2010, doi 10.1109/TSP.2010.2053029, the estimator OAS, on correlations.
+    """
+    spread = np.sqrt(np.maximum(np.diag(matrix), 0))
+    alive = spread > 0
+    seen = matrix[np.ix_(alive, alive)] / np.outer(spread[alive], spread[alive])
+    length = len(seen)
+    squares = float(np.square(seen).sum()) - length  # of the correlations alone
+    if squares <= 0:
+        return 0.0
+    signal = (1 - 2 / length) * (squares + length) + length**2
+    return float(min(1.0, signal / ((count + 1 - 2 / length) * squares)))
 
 
 def _rounded(

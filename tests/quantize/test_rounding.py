@@ -55,6 +55,20 @@ def test_rounding_comes_near_the_best_of_all_choices_up_or_down(seed):
     assert got.sum() - sum(best) < 0.4 * (plain.sum() - sum(best))
 
 
+@pytest.mark.parametrize(("positions", "most"), [(16, 1.05), (64, 1.0), (1024, 0.9)])
+def test_few_positions_do_no_harm_to_others_and_many_help(positions, most):
+    """Judged by the covariance that the inputs were drawn from, of which samples show little."""
+    rng = np.random.default_rng(1)
+    rows, mixing = rng.normal(size=(64, 128)), rng.normal(size=(128, 128)) / 16
+    mixing += np.diag(rng.uniform(0.2, 2, 128))
+    inputs = rng.normal(size=(positions, 128)) @ mixing
+    moments = rounding._Moments(positions, inputs.sum(0)[np.newaxis], (inputs.T @ inputs)[None])
+    (weighing,) = moments.weighing(centred=True)
+    found = least_error_rounding(rows, np.full((64, 1), 0.3), weighing, 127)
+    losses = [loss(q, rows, 0.3, mixing.T @ mixing).sum() for q in (found, np.rint(rows / 0.3))]
+    assert losses[0] <= most * losses[1]
+
+
 def test_no_single_step_would_be_better_and_none_leaves_the_grid():
     rng = np.random.default_rng(0)
     rows, inputs = rng.normal(size=(3, 6)), rng.normal(size=(32, 6))
