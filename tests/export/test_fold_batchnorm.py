@@ -131,14 +131,16 @@ def test_a_weight_that_is_shared_is_copied_not_changed():
     assert_same(model, cleaned, {"x": random(1, 3, 4, 4)})
 
 
-def test_a_norm_over_another_axis_than_the_products_is_left_alone():
+@pytest.mark.parametrize("width", [3, 5], ids=["as many", "others"])
+def test_a_norm_over_another_axis_than_the_products_is_left_alone(width):
     model = graph(
-        "g (float[2,3,4] x) => (float[2,3,5] y) { h = MatMul(x, w)\n"
+        f"g (float[2,3,4] x) => (float[2,3,{width}] y) {{ h = MatMul(x, w)\n"
         "y = BatchNormalization(h, s, b, m, v) }",
-        w=random(4, 5),
+        w=random(4, width),
         **NORM,
     )
     cleaned, _ = clean(model)
+    assert operators(cleaned) == ["MatMul", "BatchNormalization"]
     assert_same(model, cleaned, {"x": random(2, 3, 4)})
 
 

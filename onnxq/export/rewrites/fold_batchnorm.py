@@ -11,7 +11,7 @@ import onnx_ir as ir
 from jaxtyping import Float, Shaped
 
 from onnxq.export.rewrites.edit import add_constant, sole_producer, sole_reader, substitute
-from onnxq.graph import WEIGHTED, constant_input
+from onnxq.graph import WEIGHTED, constant_input, dims_of
 
 __all__ = [
     "affine_of",
@@ -57,7 +57,7 @@ def fold_into_previous(graph: ir.Graph, node: ir.Node, data: ir.Value | None, by
     makes ``data`` for it alone; 1 if it could be done, else 0."""
     layer = sole_producer(data, WEIGHTED)
     weight = None if layer is None else constant_input(layer, 1)
-    if layer is None or weight is None:
+    if layer is None or weight is None or not _makes_channels(layer):
         return 0
     factor, shift = by
     bias = _bias_of(layer, len(factor))
@@ -111,6 +111,11 @@ def fold_into_next(graph: ir.Graph, node: ir.Node, data: ir.Value | None, by: Af
     substitute(graph, layer, [folded])
     graph.remove(node, safe=True)
     return 1
+
+
+def _makes_channels(layer: ir.Node) -> bool:
+    """Whether the layer's output channels stand on axis 1, which is the norm's axis of channels."""
+    return layer.op_type != "MatMul" or len(dims_of(layer.outputs[0]) or ()) == 2
 
 
 def _contracts_channels(layer: ir.Node, weight: Array) -> bool:
