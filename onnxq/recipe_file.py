@@ -160,9 +160,11 @@ def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
         paths = {key: (folder / path).resolve() for key, path in source.paths.items()}
         return source.model_copy(update={"source": file, "paths": paths})
 
+    training = recipe.data.training
     data = DataSection(
         calibration=with_absolute_paths(recipe.data.calibration),
         evaluation=with_absolute_paths(recipe.data.evaluation),
+        training=with_absolute_paths(training) if training is not None else None,
     )
     return recipe.model_copy(
         update={

@@ -7,6 +7,7 @@ that a file and a record that do not belong together are found out, never used.
 from onnxq.artifacts.base import (
     FileFacts,
     Finding,
+    Interval,
     Provenance,
     Record,
     ValueFacts,
@@ -98,6 +99,7 @@ from onnxq.artifacts.split import (
     RunStep,
     Step,
 )
+from onnxq.artifacts.training import EpochFacts, FineTuning
 from onnxq.artifacts.tuning import Budgets, PlanTrial, Tuning
 from onnxq.artifacts.verification import (
     AuditRow,
@@ -107,7 +109,6 @@ from onnxq.artifacts.verification import (
     FusionLine,
     GateResult,
     GroupRow,
-    Interval,
     MetricRow,
     PartsCheck,
     SaturationRow,
@@ -143,11 +144,13 @@ __all__ = [
     "DumpCheck",
     "DumpComparison",
     "DumpLayer",
+    "EpochFacts",
     "EqualizedModel",
     "Execution",
     "ExportedModel",
     "FileFacts",
     "Finding",
+    "FineTuning",
     "FloatCause",
     "FloatNode",
     "FloatStepResult",

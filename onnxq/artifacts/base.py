@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 __all__ = [
     "FileFacts",
     "Finding",
+    "Interval",
     "Provenance",
     "Record",
     "ValueFacts",
@@ -57,6 +58,16 @@ class Finding(Record):
     where: str
     what: str
     do: str = ""
+
+
+class Interval(Record):
+    """A 95 % confidence interval; ``method`` says how, over ``count`` ``units`` of what."""
+
+    low: float
+    high: float
+    method: str
+    units: str
+    count: int
 
 
 class WaivedKey(Record):

@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from onnxq.artifacts.base import FileFacts, Provenance, Record
-from onnxq.artifacts.verification import Interval
+from onnxq.artifacts.base import FileFacts, Interval, Provenance, Record
 
 __all__ = ["CandidateFacts", "Latency", "MetricOfModel", "PairedRow", "SideBySide"]
 

@@ -5,6 +5,7 @@ from onnxq.artifacts.calibration import CalibrationResult
 from onnxq.artifacts.float_steps import EqualizedModel
 from onnxq.artifacts.origin import MadeFrom
 from onnxq.artifacts.split import Manifest
+from onnxq.artifacts.training import FineTuning
 from onnxq.qtypes import AffineParameters, IntType
 
 __all__ = [
@@ -101,7 +102,8 @@ class QuantizedModel(Record):
     many steps its ``weight`` or ``bias`` was moved from FP32's at most, before it was rounded.
     ``weight_precision`` says by node where weights are not as the target has them by default.
     ``equalized`` is the graph of other numbers for the function of ``fp32_sha256`` that was
-    quantized, if there were float steps; ``round_trip`` is there if a step learned."""
+    quantized, if there were float steps; ``round_trip`` is there if a step learned,
+    ``finetuning`` if the step ``finetune`` ran."""
 
     model: FileFacts
     fp32_sha256: str
@@ -115,6 +117,7 @@ class QuantizedModel(Record):
     steps: tuple[str, ...] = ()
     moved: dict[str, dict[str, float]] = {}
     round_trip: RoundTrip | None = None
+    finetuning: FineTuning | None = None
     weight_precision: dict[str, WeightPrecision] = {}
     findings: tuple[Finding, ...] = ()
     made_up_data: bool = False

@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from onnxq.artifacts.base import Provenance, Record
-from onnxq.artifacts.verification import Interval
+from onnxq.artifacts.base import Interval, Provenance, Record
 
 __all__ = ["Budgets", "PlanTrial", "Tuning"]
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from onnxq.artifacts.base import FileFacts, Finding, Provenance, Record, Verdict
+from onnxq.artifacts.base import FileFacts, Finding, Interval, Provenance, Record, Verdict
 from onnxq.artifacts.calibration import Passport, SampleChoice, TensorRange
 from onnxq.artifacts.device import DeviceResults
 from onnxq.artifacts.distances import LayerDistance, OutputDistance
@@ -19,7 +19,6 @@ __all__ = [
     "FusionLine",
     "GateResult",
     "GroupRow",
-    "Interval",
     "MetricRow",
     "PartsCheck",
     "SaturationRow",
@@ -64,16 +63,6 @@ class FusionLine(Record):
     op_type: str
     integer: int
     total: int
-
-
-class Interval(Record):
-    """A 95 % confidence interval; ``method`` says how, over ``count`` ``units`` of what."""
-
-    low: float
-    high: float
-    method: str
-    units: str
-    count: int
 
 
 class MetricRow(Record):

@@ -17,9 +17,9 @@ from onnxq.quantize.qdq import insert_qdq
 from onnxq.samples import Samples
 from onnxq.target import Target
 
-__all__ = ["Draft", "Evidence", "cut_to_grid", "draft_of"]
+__all__ = ["LEAST_RUNS", "Draft", "Evidence", "cut_to_grid", "draft_of"]
 
-_HELD_BACK = 4  # every fourth run is for judging
+LEAST_RUNS = _HELD_BACK = 4  # every fourth run is for judging
 _MOST_RUNS = 64
 
 
@@ -72,14 +72,15 @@ class Evidence:
     """Samples, as runs of the graph, and the FP32 graph that they are to be answered like.
 
     At most 64 runs, spread over all ``samples``; every fourth is held back: steps measure on the
-    others and are judged on it. Raises QuantizationError if there are fewer than four.
+    others and are judged on it. ``places`` are the numbers of the runs among all that the samples
+    make, ``batch`` of them a run. Raises QuantizationError if there are fewer than four.
     """
 
     def __init__(
         self, original: onnx.ModelProto, samples: Samples, batch: int, progress: Progress
     ) -> None:
         self.original, self.progress = original, progress
-        self._samples, self._batch = samples, batch
+        self.samples, self.batch = samples, batch
         count = len(samples) // batch
         if count < _HELD_BACK:
             raise QuantizationError(
@@ -88,15 +89,15 @@ class Evidence:
                 do="calibrate on more samples, or leave the steps out",
             )
         spread = np.linspace(0, count - 1, min(count, _MOST_RUNS)).round()
-        self._places = spread.astype(np.int64)
+        self.places = spread.astype(np.int64)
         self.is_held_back = np.arange(len(self)) % _HELD_BACK == _HELD_BACK - 1
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     def run(self, index: int) -> dict[str, Shaped[np.ndarray, "..."]]:
         """Inputs of run ``index``, with a batch axis in front."""
-        return self._samples.batch(int(self._places[index]) * self._batch, self._batch)
+        return self.samples.batch(int(self.places[index]) * self.batch, self.batch)
 
     def held_back(self) -> Iterator[int]:
         """The runs that are for judging."""

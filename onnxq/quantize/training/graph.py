@@ -154,6 +154,10 @@ class TrainingGraph(nn.Module):
         roots = dict.fromkeys(self._roots.get(name, name) for name in made)
         return {root: self.scales[root] for root in roots if root in self.scales}
 
+    def root_of(self, name: str) -> str:
+        """The tensor whose scale is that of ``name``."""
+        return self._roots.get(name, name)
+
     def rounded_weight(self, name: str) -> Float[Tensor, "..."]:
         """A weight as its integers say."""
         scales, most = self.weight_scales[name], self._draft.plan.weights[name].type.qmax

@@ -16,7 +16,7 @@ from onnxq.quantize.torch_graph import TorchGraph
 from onnxq.quantize.training.blocks import Block
 from onnxq.quantize.training.graph import TrainingGraph
 
-__all__ = ["Learning", "Outcome", "reconstruct"]
+__all__ = ["Learning", "Outcome", "joined", "joins", "reconstruct"]
 
 Tensors = Mapping[str, Shaped[Tensor, "..."]]
 _NUMBERS = 2_000_000  # of a block's inputs and outputs in one iteration, about
@@ -88,7 +88,7 @@ def reconstruct(
     graph.requires_grad_(requires_grad=False)
     teacher = TorchGraph(evidence.original).requires_grad_(requires_grad=False)
     runs = [_tensors(evidence.run(index)) for index in range(len(evidence))]
-    state = _State(graph, teacher, runs, evidence.is_held_back, _joins(teacher, runs))
+    state = _State(graph, teacher, runs, evidence.is_held_back, joins(teacher, runs))
     outcome = Outcome(blocks=len(blocks))
     rng = np.random.default_rng(_SEED)
     for number, block in enumerate(blocks):
@@ -168,8 +168,8 @@ class _State:
         groups = [list(runs)] if self.joins else [[run] for run in runs]
         total = torch.zeros(())
         for group in groups:
-            inputs = _joined([self._inputs(self.quantized[run]) for run in group])
-            wanted = _joined([{n: self.exact[run][n] for n in self.here.outputs} for run in group])
+            inputs = joined([self._inputs(self.quantized[run]) for run in group])
+            wanted = joined([{n: self.exact[run][n] for n in self.here.outputs} for run in group])
             found = self.graph.block(self.here, inputs, rounded=True)
             errors = [
                 (found[name] - wanted[name]).square().mean() / self.power[name] for name in wanted
@@ -236,18 +236,19 @@ def _tensors(run: Mapping[str, Shaped[np.ndarray, "..."]]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.array(array)) for name, array in run.items()}
 
 
-def _joined(runs: Sequence[Tensors]) -> dict[str, Tensor]:
+def joined(runs: Sequence[Tensors]) -> dict[str, Tensor]:
+    """Runs as one, along the first axis."""
     if len(runs) == 1:
         return dict(runs[0])
     return {name: torch.cat([run[name] for run in runs]) for name in runs[0]}
 
 
-def _joins(teacher: TorchGraph, runs: Sequence[Tensors]) -> bool:
+def joins(teacher: TorchGraph, runs: Sequence[Tensors]) -> bool:
     """Whether two runs may be joined along the first axis: the graph then answers the same."""
     with torch.no_grad():
-        apart = _joined([teacher(run) for run in runs[:2]])
+        apart = joined([teacher(run) for run in runs[:2]])
         try:
-            together = teacher(_joined(runs[:2]))
+            together = teacher(joined(runs[:2]))
         except ModelError:  # a shape is fixed inside the graph
             return False
     return all(
