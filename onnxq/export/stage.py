@@ -173,7 +173,7 @@ def _from_network(
         network, sets["random"][0], names, opset=section.opset, batch=target.batch
     )
     refuse_branches(model, section.network)
-    got = _run_all(model, sets)
+    got = _run_all(_session(model), sets)
     hop = "torch → ONNX"
     unused = unused_parameters(network, sets["random"][0])
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
@@ -253,15 +253,16 @@ def _cleaned(
 ) -> tuple[tuple[ParityCheck, ...], tuple[str, ...], onnx.ModelProto]:
     """The canonical graph; each step is compared with the one before, so a fault is named."""
     tolerance = section.tolerance
+    session = _session(source.model)  # refuses damage that would break what reads it next
     refuse_long_loops(source.model)
-    before = first = _run_all(source.model, source.sets)
+    before = first = _run_all(session, source.sets)
     lines: list[str] = []
     step: CleanStep | None = None
     for step in _shown(
         cleaning(source.model, source.opset, rewrites, section.split_concats), progress
     ):
         try:
-            after = _run_all(step.model, source.sets)
+            after = _run_all(_session(step.model), source.sets)
         except RuntimeFailureError as fault:
             raise ExportError(
                 f"leaves a graph that does not run: {fault.what}",
@@ -300,7 +301,7 @@ def _parts_parity(
     session = PartsSession(manifest, folder / PARTS, optimization="none")
     for label, rows in sets.items():
         single = [{name: array[:1] for name, array in row.items()} for row in rows]
-        wanted = _run_all(model, {label: single})[label]
+        wanted = _run_all(_session(model), {label: single})[label]
         got = [session.run(row) for row in single]
         hop = "whole graph → parts"
         yield require(compare_outputs(hop, label, wanted, got, tolerance), tolerance)
@@ -310,9 +311,13 @@ def _shown(steps: Iterator[CleanStep], progress: Progress) -> Iterator[CleanStep
     yield from progress(steps, "cleaning the graph", MOST_STEPS)
 
 
-def _run_all(model: onnx.ModelProto, sets: Mapping[str, Rows]) -> dict[str, Rows]:
-    """Every output on every set, as the graph says: operator by operator."""
-    session = Session(model.SerializeToString(), optimization="none")
+def _session(model: onnx.ModelProto) -> Session:
+    """Of the graph as it says: operator by operator."""
+    return Session(model.SerializeToString(), optimization="none")
+
+
+def _run_all(session: Session, sets: Mapping[str, Rows]) -> dict[str, Rows]:
+    """Every output on every set."""
     return {label: [session.run(row) for row in rows] for label, rows in sets.items()}
 
 

@@ -253,7 +253,8 @@ class _Loop:
         return Body(**{**vars(body), "model": model, "inputs": seen, "shapes": gives})
 
     def _checked(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """The model with the shapes of its outputs. Raises ExportError where they stay open."""
+        """The model with the shapes of its outputs. Raises ExportError where they stay open, or
+        where the model is not sound."""
         for value in model.graph.output:  # a type is needed before shapes can be inferred
             value.type.CopyFrom(self._type_of(value.name))
         shaped = with_computed_shapes(model)
@@ -261,7 +262,10 @@ class _Loop:
         for value in shaped.graph.output:
             if value.name not in known:
                 raise self._refused(f"gives `{value.name}`, whose shape is not known before a run")
-        onnx.checker.check_model(shaped, full_check=True)
+        try:
+            onnx.checker.check_model(shaped, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as fault:
+            raise self._refused(f"has a body that is no sound model: {fault}") from fault
         return shaped
 
     def _type_of(self, name: str) -> onnx.TypeProto:

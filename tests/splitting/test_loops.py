@@ -191,6 +191,17 @@ def test_a_loop_that_cannot_be_run_by_the_host_is_refused_by_name(
     assert "Loop `turn`" in str(caught.value)
 
 
+def test_a_loop_whose_body_is_no_sound_model_is_refused_by_name(tmp_path: Path) -> None:
+    inside = "on = Identity(go)\n u = Cast<to = 21>(s)\n v = MatMul(u, u)\n t = Cast<to = 1>(v)"
+    loop = LOOP.format("trips, , x", inside, "1,3")
+    model = model_of(
+        HEAD + f"g (float[1,3] x) => (float[1,3] y) {{ [turn] y = {loop} }}", trips=np.array(2)
+    )
+    with pytest.raises(ExportError, match="no sound model") as caught:
+        split_loops(model)
+    assert "Loop `turn`" in str(caught.value)
+
+
 def test_a_graph_without_loops_has_nothing_to_split(tmp_path: Path) -> None:
     path = sampler(tmp_path, HEAD + "g (float[1,8] x) => (float[1,8] y) { y = Gemm(x, w) }")
     assert split_loops(load_model(path)) is None
