@@ -261,12 +261,24 @@ def dims_of(value: ir.Value | None) -> tuple[int | None, ...] | None:
 
 
 def constants_of(model: onnx.ModelProto) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """Arrays of all initializers, and of Constant nodes that hold a tensor, by name."""
-    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    """Arrays of all initializers, and of Constant nodes that hold a tensor, by name.
+
+    Raises ModelError for one whose values are not as many as its shape says.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
-            found[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
-    return found
+            tensors[node.output[0]] = node.attribute[0].t
+    return {name: _array_of(tensor, name) for name, tensor in tensors.items()}
+
+
+def _array_of(tensor: onnx.TensorProto, name: str) -> Shaped[np.ndarray, "..."]:
+    try:
+        return onnx.numpy_helper.to_array(tensor)
+    except ValueError as fault:
+        raise ModelError(
+            f"is damaged: {fault}", where=f"constant `{name}`", do="export the model again"
+        ) from fault
 
 
 def output_channel_axis(node: ir.Node) -> int:

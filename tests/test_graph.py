@@ -12,6 +12,7 @@ from onnxq import graph
 from onnxq.errors import AlreadyQuantizedError, ModelError
 from onnxq.graph import (
     constant_of,
+    constants_of,
     load_model,
     macs_of,
     output_channel_axis,
@@ -35,6 +36,13 @@ def test_a_saved_model_comes_back_and_its_file_is_the_same_each_time(tmp_path):
         save_model(model, tmp_path / f"{name}.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert load_model(tmp_path / "a.onnx").graph.node == model.graph.node
+
+
+def test_a_constant_with_more_values_than_its_shape_is_refused_by_name():
+    model = model_of(LAYER, w=WEIGHT)
+    model.graph.initializer[0].raw_data *= 2
+    with pytest.raises(ModelError, match="`w`"):
+        constants_of(model)
 
 
 def test_a_large_model_lies_beside_its_data_and_is_refused_without_them(tmp_path, monkeypatch):
