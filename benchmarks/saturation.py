@@ -49,9 +49,9 @@ _EMULATED = 2  # samples
 _PLAIN, _REFINED, _NARROWED, _ADVISED = "plain", "refined", "narrowed", "advised"
 _STEPS: tuple[Step, ...] = ("rounding", "bias")
 _FILES = {
-    _PLAIN: QuantizeSection(saturation="ignore"),
+    _PLAIN: QuantizeSection(saturation="ignore", steps=()),
     _REFINED: QuantizeSection(saturation="ignore", steps=_STEPS),
-    _NARROWED: QuantizeSection(saturation="narrow"),
+    _NARROWED: QuantizeSection(saturation="narrow", steps=()),
     _ADVISED: QuantizeSection(saturation="narrow", steps=_STEPS),
 }
 _MOST_DB = 1.0  # that narrowing may cost where there is VNNI
