@@ -1,6 +1,6 @@
 # `make` alone lists the targets. Every target does its own set-up and may be repeated.
 .DEFAULT_GOAL := help
-.PHONY: help setup rppg rppg-w4a8 gate test test-all check lint bench arm-check avx2-check clean
+.PHONY: help setup rppg rppg-qat rppg-w4a8 gate test test-all check lint bench arm-check avx2-check clean
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -47,6 +47,9 @@ rppg: $(RPPG_DATA)/.ready ## rPPG heart rate: checkpoint → verified INT8 → b
 
 rppg-w4a8: $(RPPG_DATA)/.ready ## the same network with 4-bit weights, for an onnxruntime on x86
 	@$(PYTHON) -m onnxq run models/rppg/recipe-w4a8.yaml
+
+rppg-qat: $(RPPG_DATA)/.ready ## the same network fine-tuned with its rounding, for an onnxruntime on x86
+	@$(PYTHON) -m onnxq run models/rppg/recipe-qat.yaml
 
 gate: $(RPPG_DATA)/.ready ## CI gate on rPPG: exit 0 passed, 1 worse than allowed, 2 not judged
 	@$(PYTHON) -m onnxq verify $(RECIPE)

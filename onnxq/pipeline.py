@@ -1,5 +1,6 @@
 """From a recipe to a bundle: which stage must run, in what order, and where its files lie."""
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from onnxq.artifacts import (
 from onnxq.calibrate.resources import Resources, forget_pieces
 from onnxq.errors import PluginError
 from onnxq.handoff.origin import origin_of_recipe
+from onnxq.lessons import facts_of_lessons, means_of
 from onnxq.progress import Progress, silent
 from onnxq.provenance import cpu_flags, versions
 from onnxq.recipe import Recipe
@@ -48,6 +50,7 @@ RECORDS: Mapping[Stage, str] = {
 }
 FP32, EXPORTED, INT8 = "fp32.onnx", "exported.onnx", "int8.onnx"
 PARTS, EQUALIZED = "parts", "equalized.onnx"
+_STATES = ".finetune"  # of an unfinished training, in the build folder
 
 
 @runtime_checkable
@@ -295,7 +298,9 @@ def _quantize(work: _Work, outcome: Outcome) -> Outcome:
         "parts": work.parts_facts,
         "calibration": _digest(calibration),
         "also_for": [twin.target.model_dump() for twin in work.twins],
+        "lessons": facts_of_lessons(work.recipe, work.progress),
     }
+    states = work.build.folder / _STATES
 
     def write(folder: Path) -> object:
         from onnxq.equalized import load_equalized
@@ -307,12 +312,16 @@ def _quantize(work: _Work, outcome: Outcome) -> Outcome:
             equalized = load_equalized(work.equalized.parent, work.path("export", FP32))
         refuse_unsupported(section, [twin.target for twin in work.twins])
         samples = None
-        if section.steps:
+        if section.refining:
             chosen = np.array(calibration.choice.indices, np.int64)
             samples = work.calibration_samples.take(chosen)
+        means = None
+        if "finetune" in section.refining:
+            exported, evaluation = _needed(outcome.exported), work.evaluation_samples
+            means = means_of(work.recipe, exported, evaluation, states, work.progress)
         record = quantize(
             work.equalized or work.path("export", FP32), calibration, work.target, section,
-            folder / INT8, work.recipe.parts, samples=samples, equalized=equalized,
+            folder / INT8, work.recipe.parts, samples=samples, means=means, equalized=equalized,
             progress=work.progress,
         )  # fmt: skip
         twins = twins_of(folder / INT8, work.target, section.also_for)
@@ -320,6 +329,7 @@ def _quantize(work: _Work, outcome: Outcome) -> Outcome:
         return record
 
     work.run_stage("quantize", facts, write)
+    shutil.rmtree(states, ignore_errors=True)
     quantized = load_record(QuantizedModel, work.record("quantize"))
     return replace(outcome, quantized=quantized)
 

@@ -18,6 +18,7 @@ from onnxq.errors import RecipeError
 from onnxq.plugins import is_reference
 
 __all__ = [
+    "EFFORTS",
     "METHOD_OPTIONS",
     "NEEDS_HISTOGRAM",
     "OVERLAP",
@@ -26,6 +27,7 @@ __all__ = [
     "DataSection",
     "DataSource",
     "DistillSection",
+    "Effort",
     "Elementwise",
     "ExportSection",
     "FinetuneSection",
@@ -295,6 +297,12 @@ class CalibrateSection(Section):
 
 Elementwise = Literal["weigh", "integer", "float"]
 Step = Literal["weights-mse", "rounding", "adaround", "ranges", "bias", "finetune"]
+Effort = Literal["fast", "balanced", "best"]
+EFFORTS: dict[Effort, tuple[Step, ...]] = {
+    "fast": ("rounding", "bias"),
+    "balanced": ("rounding", "bias"),  # nothing that was measured adds to it in minutes
+    "best": ("rounding", "adaround", "ranges", "bias"),
+}
 FloatStepName = Literal["equalize", "absorb", "smooth"]
 
 
@@ -384,6 +392,8 @@ class FinetuneSection(Section):
     @property
     def frozen_from(self) -> int:
         """The epoch, counted from 1, from which scales of activations stay as they are."""
+        if self.learn == ("scales",):
+            return self.epochs + 1
         return self.freeze or self.epochs - self.epochs // 5 + 1
 
     @model_validator(mode="after")
@@ -396,6 +406,8 @@ class FinetuneSection(Section):
             raise ValueError(f"`freeze: {self.freeze}` never comes in {self.epochs} epochs")
         if self.freeze is not None and self.freeze <= self.warm_up + 1:
             raise ValueError("`freeze` comes before scales begin to learn: leave them out of learn")
+        if self.learn == ("scales",) and (self.warm_up or self.freeze):
+            raise ValueError("`warm_up` and `freeze` leave nothing to learn where only scales do")
         if not self.learn:
             raise ValueError("`learn` is empty: name weights, biases or scales")
         if self.task_loss not in (None, "cross-entropy", "mse", "mae") and not is_reference(
@@ -426,7 +438,9 @@ class QuantizeSection(Section):
     ``integer`` makes all integer that can be, ``float`` none.
 
     ``also_for`` names further targets: each gets a file with the same numbers and activations of
-    the type that it takes, and a verdict and a bundle of its own. ``steps`` refine the numbers;
+    the type that it takes, and a verdict and a bundle of its own.
+
+    ``effort`` chooses the steps that refine the numbers; ``steps`` names them instead (none: []).
     ``float_steps`` give the FP32 graph other numbers for the same function, before calibration.
     """
 
@@ -438,11 +452,17 @@ class QuantizeSection(Section):
     saturation: Literal["ignore", "narrow"] | None = None
     elementwise: Elementwise = "weigh"
     also_for: tuple[str, ...] = ()
-    steps: tuple[Step, ...] = ()
+    effort: Effort = "balanced"
+    steps: tuple[Step, ...] | None = None
     adaround: AdaRoundSection = AdaRoundSection()
     ranges: RangesSection = RangesSection()
     finetune: FinetuneSection = FinetuneSection()
     float_steps: tuple[FloatStepName, ...] = ()
+
+    @property
+    def refining(self) -> tuple[Step, ...]:
+        """The refine steps: those that are named, else those of the effort."""
+        return EFFORTS[self.effort] if self.steps is None else self.steps
 
     @property
     def has_4_bits(self) -> bool:
@@ -529,7 +549,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _training_data_is_read(self) -> "Recipe":
-        if self.data.training is not None and "finetune" not in self.quantize.steps:
+        if self.data.training is not None and "finetune" not in self.quantize.refining:
             raise ValueError(
                 "`data: training` is read by the step `finetune`, which is not asked for"
             )

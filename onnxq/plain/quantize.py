@@ -23,6 +23,7 @@ from onnxq.plain.export import export_file
 from onnxq.progress import Progress, silent
 from onnxq.quantize.precision import left_float, refuse_unsupported
 from onnxq.quantize.stage import quantize
+from onnxq.quantize.training.means import Means as Lessons
 from onnxq.recipe import QuantizeSection, Waiver
 from onnxq.samples import Samples
 from onnxq.store import atomic_file, load_record, sha256_of_file
@@ -61,7 +62,7 @@ def quantize_file(
             names = section.float_steps or source.float_steps
             source = replace(source, float_steps=names)
             ranges = calibrated(model, target, source, work, means)
-            samples = _samples_of(source, ranges, work, progress) if section.steps else None
+            samples = _samples_of(source, ranges, work, progress) if section.refining else None
         else:
             _refuse_steps(section)
             samples = None
@@ -78,10 +79,13 @@ def quantize_file(
                     do="run `onnxq calibrate` on this model again",
                 )
         equalized = _equalized(work, output)
-        return quantize(
-            _calibrated(work), ranges, target, section, output,
-            samples=samples, equalized=equalized, progress=progress,
+        states = output.with_name(f".{output.name}.finetune")  # of an unfinished training
+        record = quantize(
+            _calibrated(work), ranges, target, section, output, samples=samples,
+            means=Lessons(search=Path.cwd(), kept=states), equalized=equalized, progress=progress,
         )  # fmt: skip
+    shutil.rmtree(states, ignore_errors=True)
+    return record
 
 
 def _calibrated(work: Path) -> Path:

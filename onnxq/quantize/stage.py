@@ -26,11 +26,13 @@ from onnxq.graph import (
 from onnxq.progress import Progress, silent
 from onnxq.provenance import provenance
 from onnxq.qtypes import IntType
-from onnxq.quantize.draft import Draft, Evidence, draft_of
+from onnxq.quantize.draft import LEAST_RUNS, Draft, Evidence, draft_of
 from onnxq.quantize.int4 import OPSET
 from onnxq.quantize.plan import Plan, make_plan
 from onnxq.quantize.precision import Precision, left_float, precision_of, refuse_unsupported
-from onnxq.quantize.steps import moved_constants, refine
+from onnxq.quantize.refined import Refined, refined
+from onnxq.quantize.steps import moved_constants
+from onnxq.quantize.training.means import Means
 from onnxq.quantize.unshare import unshare_constants
 from onnxq.quantize.weigh import weigh
 from onnxq.recipe import PartSection, QuantizeSection
@@ -83,6 +85,7 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
     parts: Sequence[PartSection] = (),
     *,
     samples: Samples | None = None,
+    means: Means | None = None,
     equalized: EqualizedModel | None = None,
     progress: Progress = silent,
 ) -> QuantizedModel:
@@ -90,8 +93,8 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
 
     ``parts`` are written beside it too: cut from the Q/DQ graph, so that neighbours share scale and
     zero point and compute the integers of the whole. ``samples`` are those of the calibration, for
-    the section's ``steps``, which come before parts are cut. ``equalized`` is the record of the
-    float steps that ``model_path`` came from.
+    the section's ``steps``, which come before parts are cut, and ``means`` what fine-tuning may use
+    beside them. ``equalized`` is the record of the float steps that ``model_path`` came from.
 
     Raises StaleRecordError if the ranges were made from another graph, ModelError if the graph is
     quantized already or not in canonical form, QuantizationError as the plan demands,
@@ -109,17 +112,12 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
     refuse_quantized(original, model_path.name)
     refuse_uncanonical(original, model_path.name)
     planned = plan_draft(original, calibration, target, section)
-    graph, draft, plan, steps = planned.graph, planned.draft, planned.draft.plan, planned.steps
-    if section.steps:
-        if samples is None:
-            raise QuantizationError(
-                f"the step `{section.steps[0]}` is measured on samples, and none are given",
-                where="quantize: steps",
-                do="give the samples of the calibration, or leave the steps out",
-            )
-        evidence = Evidence(original, samples, calibration.collection.batch, progress)
-        draft, refined = refine(draft, section.steps, evidence, section)
-        steps = (*steps, *refined)
+    graph = planned.graph
+    evidence = _evidence(original, section, samples, calibration, progress)
+    found = _unrefined(planned.draft, section, samples)
+    if evidence is not None:
+        found = refined(planned.draft, evidence, section, means)
+    draft, plan = found.draft, found.draft.plan
     rewritten = draft.quantized()
     if calibration.choice.made_up:
         rewritten.metadata_props.add(key=MADE_UP_STAMP, value="calibrated on random numbers")
@@ -142,10 +140,16 @@ def quantize(  # noqa: PLR0913 - what is quantized, how, and what is at hand for
             name: TensorParameters(scale=p.scale, zero_point=p.zero_point, type=p.type)
             for name, p in plan.activations.items()
         },
-        steps=(*(step.line for step in (equalized.steps if equalized else ())), *steps),
+        steps=(
+            *(step.line for step in (equalized.steps if equalized else ())),
+            *planned.steps,
+            *found.lines,
+        ),
         moved=moved_constants(graph, draft),
         weight_precision=_written_precision(graph, planned.precision, plan),
-        findings=(*calibration.findings, *plan.findings),
+        round_trip=found.round_trip,
+        finetuning=found.finetuning,
+        findings=(*calibration.findings, *plan.findings, *found.findings),
         made_up_data=calibration.choice.made_up,
         calibration=calibration,
         equalized=equalized,
@@ -183,6 +187,37 @@ def _written_precision(
             size = 0 if blocks is None else blocks.size
             found[str(node.name)] = bits.model_copy(update={"block": size})
     return found
+
+
+def _evidence(
+    original: onnx.ModelProto,
+    section: QuantizeSection,
+    samples: Samples | None,
+    calibration: CalibrationResult,
+    progress: Progress,
+) -> Evidence | None:
+    """What steps measure on; None if there are none, or too few samples for steps that an effort
+    chose and nobody named. Raises QuantizationError for named steps without samples."""
+    batch, names = calibration.collection.batch, section.refining
+    is_enough = samples is not None and len(samples) // batch >= LEAST_RUNS
+    if not names or (section.steps is None and not is_enough):
+        return None
+    if samples is None:
+        raise QuantizationError(
+            f"the step `{names[0]}` is measured on samples, and none are given",
+            where="quantize: steps",
+            do="give the samples of the calibration, or leave the steps out",
+        )
+    return Evidence(original, samples, batch, progress)
+
+
+def _unrefined(draft: Draft, section: QuantizeSection, samples: Samples | None) -> Refined:
+    """The draft as it is; the record says which steps were left out."""
+    if not section.refining:
+        return Refined(draft)
+    have = f"{len(samples)} samples" if samples is not None else "no samples"
+    what = f"{have} to measure on: {', '.join(section.refining)} ({section.effort} effort)"
+    return Refined(draft, (f"left out, with {what}",))
 
 
 def _narrows(section: QuantizeSection, target: Target) -> bool:
