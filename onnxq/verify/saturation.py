@@ -88,8 +88,8 @@ def saturation_findings(rows: Sequence[SaturationRow]) -> tuple[Finding, ...]:
                 where=where,
                 what=_said(row),
                 do="quantize with `onnxq quantize --saturation narrow --step rounding --step bias`"
-                ", in a recipe `saturation: narrow` and `steps: [rounding, bias]` (7-bit weights in "
-                "these channels, rounded for the outputs' sake), or set the session option "
+                ", in a recipe `saturation: narrow` and `steps: [rounding, bias]` (7-bit weights "
+                "in these channels, rounded for the outputs' sake), or set the session option "
                 "session.x64quantprecision=1",
             )
         )
