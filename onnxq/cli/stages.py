@@ -8,6 +8,7 @@ import click
 
 from onnxq.cli.calibrate import FOR_CALIBRATING, data_of, data_options
 from onnxq.cli.console import DONE, Screen, command_options, print_verdict
+from onnxq.cli.finetune import finetune_of, finetune_options
 from onnxq.cli.flags import (
     build_dir_option,
     chosen_target,
@@ -27,6 +28,7 @@ from onnxq.cli.flags import (
 from onnxq.cli.run import run_recipe
 from onnxq.errors import UsageError
 from onnxq.recipe import (
+    Effort,
     Elementwise,
     Gate,
     NodePrecision,
@@ -116,7 +118,14 @@ def export(  # noqa: PLR0913 - one parameter a flag
     "steps",
     multiple=True,
     type=click.Choice(get_args(Step)),
-    help="Refine the numbers: corrected biases, weight scales of least error; repeatable.",
+    help="Refine the numbers by this step instead of those of the effort; repeatable.",
+)
+@finetune_options
+@click.option(
+    "--effort",
+    type=click.Choice([*get_args(Effort), "none"]),
+    default="balanced",
+    help="Which steps refine the numbers; none: plain rounding.",
 )
 @click.option(
     "--saturation",
@@ -174,11 +183,15 @@ def quantize(
         )  # fmt: skip
     source = options["calibration"] or data_of(options)
     excluded = tuple(Waiver(name=name, reason="--exclude") for name in options["exclude"])
+    is_plain = options["effort"] == "none" or options["steps"]
+    steps = options["steps"] if is_plain else None
+    effort = "balanced" if is_plain else options["effort"]
     with flag("usage"):
         section = QuantizeSection(
-            exclude=excluded, steps=options["steps"], saturation=options["saturation"],
+            exclude=excluded, steps=steps, effort=effort, saturation=options["saturation"],
             weights=options["weights"], block=options["block"], storage=options["storage"],
             precision=_precisions(options["precision"]), elementwise=options["elementwise"],
+            finetune=finetune_of(options),
         )  # fmt: skip
     record = quantize_from(
         model, chosen_target(target), source, section, required(output, "-o OUT.onnx"),

@@ -21,7 +21,6 @@ from onnxq.tuning.trials import Meter, TrialBook
 __all__ = ["RECORD", "Request", "front", "tune"]
 
 RECORD = "tuning.json"
-_CHEAP_STEPS: tuple[Step, ...] = ("weights-mse", "bias")
 Run = Callable[[MixedPlan], PlanTrial]
 
 
@@ -76,7 +75,7 @@ def front(trials: Sequence[PlanTrial]) -> tuple[str, ...]:
 def _base(subject: Subject, run: Run) -> PlanTrial:
     """8 bits everywhere, without steps and with some: what passes, then what is nearer to FP32."""
     plain = run(MixedPlan("8 bits"))
-    stepped = run(MixedPlan("8 bits, refined", {}, subject.section.steps or _CHEAP_STEPS))
+    stepped = run(MixedPlan("8 bits, refined", {}, subject.section.refining))
     if stepped.increase is None or plain.increase is None:
         return plain if stepped.increase is None else stepped
     key = {"passed": 0, "not settled": 1, "failed": 2, "not possible": 3}

@@ -103,12 +103,6 @@ def reconstruct(
             learning.settle()
         after = state.error()
         _LOG.debug("%s (%s): error %.3g -> %.3g", what, ", ".join(block.layers), before, after)
-        if not np.isfinite(after):
-            raise QuantizationError(
-                "learning made the error infinite or no number",
-                where=f"{what}: {', '.join(block.layers)}",
-                do="lower the learning rate, or leave the step out",
-            )
         if after < before:
             outcome.kept += 1
             outcome.shares.append(after / before)
@@ -212,8 +206,15 @@ def _steps(
         share = iteration / iterations
         loss = state.loss(chosen.tolist()) / unit
         recent.append(float(loss.detach()))
+        total = loss + learning.penalty(share)
+        if not torch.isfinite(total):
+            raise QuantizationError(
+                "learning made the error infinite or no number",
+                where=f"the block of {', '.join(state.here.layers)}, iteration {iteration}",
+                do="lower the learning rate, or leave the step out",
+            )
         optimizer.zero_grad(set_to_none=True)
-        (loss + learning.penalty(share)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
         yield iteration
         if len(recent) == _CHECK_EVERY:

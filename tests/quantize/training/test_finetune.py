@@ -6,22 +6,25 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from pydantic import ValidationError
 
+from onnxq.artifacts import Interval
 from onnxq.errors import DataError, QuantizationError, UsageError
 from onnxq.graph import constant_of, load_model
 from onnxq.pair_sums import at_risk, has_pair_sums, reduction_rows
 from onnxq.progress import silent
 from onnxq.quantize.draft import Draft, Evidence
+from onnxq.quantize.refined import refined
 from onnxq.quantize.training import loop
 from onnxq.quantize.training.finetune import Finetuned, finetune
 from onnxq.quantize.training.graph import TrainingGraph
 from onnxq.quantize.training.means import Means
 from onnxq.quantize.training.schedule import learning_rate_at, order_of, steps_of_epoch
 from onnxq.quantize.training.student import Student
-from onnxq.recipe import FinetuneSection
+from onnxq.recipe import FinetuneSection, QuantizeSection
 from onnxq.samples import Samples
 from tests.quantize.nets import Net, residual, weights
 from tests.quantize.test_steps import draft_of, evidence_of
@@ -272,6 +275,69 @@ def test_too_few_runs_to_judge_by_are_refused(net, draft):
     few = Evidence(load_model(net.path), net.samples.take(np.arange(15)), 1, silent)
     with pytest.raises(QuantizationError, match="finetune needs 16"):
         finetune(draft, few, FinetuneSection())
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does_with_twice_the_batch(net, draft):
+    options = {"epochs": 2, "learning_rate": 0.05}
+    one = tuned(net, draft, **options, batch=8)
+    two = tuned(net, draft, **options, batch=4, devices=2)
+    assert one.record.runs_a_step == two.record.runs_a_step == 8
+    assert two.record.devices == 2
+    for alone, together in zip(one.record.epochs, two.record.epochs, strict=True):
+        assert together.loss == pytest.approx(alone.loss, rel=1e-3)
+        assert together.chosen == pytest.approx(alone.chosen, rel=0.05)
+    assert one.record.is_kept
+    assert two.record.is_kept
+    first, second = (
+        np.concatenate([constant_of(v).ravel() for v in each.draft.graph.graph.initializers.values()
+                        if v.name in draft.plan.weights])
+        for each in (one, two)
+    )  # fmt: skip
+    assert np.mean(first == second) > 0.99
+
+
+@pytest.mark.slow
+def test_what_was_trained_is_what_ships_code_for_code(net, draft):
+    section = QuantizeSection(
+        steps=("finetune",), finetune={"epochs": 2, "batch": 4, "learning_rate": 0.1}
+    )
+    found = refined(draft, evidence_of(net), section)
+    assert found.finetuning is not None
+    assert found.finetuning.is_kept
+    assert found.round_trip is not None
+    assert found.round_trip.is_proven
+    assert found.round_trip.codes > 1000
+    assert found.lines == (found.finetuning.line,)
+
+
+@pytest.mark.slow
+def test_a_file_that_is_not_what_was_trained_is_an_error(net, draft, monkeypatch):
+    settle = Student.settle
+
+    def other(self):
+        settled = settle(self)
+        bias = settled.graph.graph.initializers["b3"]
+        bias.const_value = ir.tensor(constant_of(bias) * np.float32(1.5), name="b3")
+        return settled
+
+    section = QuantizeSection(
+        steps=("finetune",), finetune={"epochs": 2, "batch": 4, "learning_rate": 0.1}
+    )
+    train = loop.train
+    monkeypatch.setattr(
+        "onnxq.quantize.training.finetune.paired_interval",
+        lambda *_: Interval(low=-2, high=-1, method="planted", units="samples", count=2),
+    )
+
+    def then_spoil(*arguments):
+        trained = train(*arguments)
+        monkeypatch.setattr(Student, "settle", other)
+        return trained
+
+    monkeypatch.setattr("onnxq.quantize.training.finetune.train", then_spoil)
+    with pytest.raises(QuantizationError, match="constants differ"):
+        refined(draft, evidence_of(net), section)
 
 
 def labelled(net: Net, draft: Draft, labels: np.ndarray) -> Evidence:
