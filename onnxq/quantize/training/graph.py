@@ -98,9 +98,9 @@ class TrainingGraph(nn.Module):
         self.scales = self._enter(
             "scale", {root: np.array(plan.activations[root].scale) for root in self._scale_names}
         )
-        names = {v.name for v in model.graph.output}
-        self._raw = {name: f"{name}.f" for name in names}
         made = {name for node in model.graph.node for name in node.output}
+        outputs = {value.name for value in model.graph.output}
+        self._raw = {name: f"{name}.f" for name in outputs if f"{name}.f" in made}
         self._read = {name: f"{name}.d" for name in plan.activations if f"{name}.d" in made}
         self.rounding: dict[str, Callable[[Tensor], Tensor]] = {}
 

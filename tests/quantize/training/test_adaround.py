@@ -42,7 +42,9 @@ def error(draft: Draft, evidence: Evidence, net: Net) -> float:
 
 def test_what_is_learned_brings_the_file_nearer_to_fp32_than_plain_rounding(net):
     draft, evidence = draft_of(net, "ort-x86"), evidence_of(net)
-    refined, line = learn_rounding(draft, evidence, AdaRoundSection(iterations=200))
+    refined, line = learn_rounding(
+        draft, evidence, AdaRoundSection(iterations=400, learning_rate=0.02)
+    )
     assert error(refined, evidence, net) < 0.9 * error(draft, evidence, net)
     assert "by block: 1 of 1 blocks" in line
 
@@ -81,3 +83,16 @@ def test_ranges_that_are_too_wide_shrink(net):
     refined, _ = learn_ranges(draft, evidence_of(net), options)
     assert refined.plan.activations["y"].scale < 0.7 * wide["y"].scale
     assert refined.plan.activations["y"].zero_point == wide["y"].zero_point
+
+
+def test_a_graph_whose_output_stays_float_is_learned_too(tmp_path):
+    text = (
+        HEAD
+        + """g (float[1,4] x) => (float[1,2] y) {
+        [gemm_1] a = Gemm<transB=1>(x, w, b)
+        [erf_1] y = Erf(a)
+    }"""
+    )
+    net = calibrated(tmp_path, text, w=weights(2, 4), b=weights(2, seed=2))
+    _, line = learn_ranges(draft_of(net, "ort-x86"), evidence_of(net), RangesSection(iterations=20))
+    assert "of 1 blocks" in line
