@@ -377,7 +377,7 @@ class FinetuneSection(Section):
     """
 
     epochs: Annotated[int, Ge(1)] = 10
-    learning_rate: Annotated[float, Gt(0)] = 0.01
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
     batch: Annotated[int, Ge(1)] = 16
     warm_up: Annotated[int, Ge(0)] = 0
     freeze: Annotated[int, Ge(2)] | None = None

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from onnxq.quantize.torch_graph import TorchGraph
 from onnxq.quantize.training.blocks import blocks_of
 from onnxq.quantize.training.graph import TrainingGraph
 from onnxq.quantize.training.lessons import Lessons, lessons_of, refuse_missing_labels, spooled
-from onnxq.quantize.training.loop import Job, Judge, Trained, train
+from onnxq.quantize.training.loop import Job, Judge, Trained, train, train_elsewhere
 from onnxq.quantize.training.losses import are_probabilities
 from onnxq.quantize.training.means import Means
 from onnxq.quantize.training.student import Student
@@ -188,7 +189,8 @@ def _launched(job: Job, evidence: Evidence, accelerator: str) -> Trained:
             )
         )
         fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp_spawn")
-        trained: Trained = fabric.launch(train, replace(job, lessons=lessons))  # type: ignore[arg-type]  # it passes more on
+        packed = pickle.dumps(replace(job, lessons=lessons))
+        trained: Trained = pickle.loads(fabric.launch(train_elsewhere, packed))  # type: ignore[arg-type]  # it hands on what else it is given
         return trained
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from onnxq.recipe import FinetuneSection
 from onnxq.runtime import Session, in_parallel
 from onnxq.target import Target
 
-__all__ = ["Job", "Judge", "Trained", "train"]
+__all__ = ["Job", "Judge", "Trained", "train", "train_elsewhere"]
 
 Array = Shaped[np.ndarray, "..."]
 _DECAY = 0.01  # of the way back to where training began, each time the rate adds up to 1
@@ -120,6 +121,11 @@ def train(fabric: Any, job: Job, progress: Progress = silent) -> Trained:
         return _Training(fabric, job, progress).run()
     except OnnxqError as fault:
         return Trained(State(math.nan), fault=fault)
+
+
+def train_elsewhere(fabric: Any, job: bytes) -> bytes:
+    """``train`` in a process of its own: job and result are packed as processes exchange them."""
+    return pickle.dumps(train(fabric, pickle.loads(job)))
 
 
 class _Training:
