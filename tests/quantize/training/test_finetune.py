@@ -46,7 +46,7 @@ def draft(net) -> Draft:
 
 
 def tuned(net: Net, draft: Draft, means: Means | None = None, **options: object) -> Finetuned:
-    section = FinetuneSection(**{"epochs": 2, **options})
+    section = FinetuneSection(**{"epochs": 2, "learning_rate": 0.01, **options})
     return finetune(draft, evidence_of(net), section, means)
 
 
@@ -286,15 +286,8 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(net, draft):
     assert two.record.devices == 2
     for alone, together in zip(one.record.epochs, two.record.epochs, strict=True):
         assert together.loss == pytest.approx(alone.loss, rel=1e-3)
+        assert together.gradient == pytest.approx(alone.gradient, rel=1e-2)
         assert together.chosen == pytest.approx(alone.chosen, rel=0.05)
-    assert one.record.is_kept
-    assert two.record.is_kept
-    first, second = (
-        np.concatenate([constant_of(v).ravel() for v in each.draft.graph.graph.initializers.values()
-                        if v.name in draft.plan.weights])
-        for each in (one, two)
-    )  # fmt: skip
-    assert np.mean(first == second) > 0.99
 
 
 @pytest.mark.slow
@@ -365,8 +358,9 @@ def test_a_loss_of_ones_own_is_called_with_outputs_and_labels(net, draft, tmp_pa
     )
     labels = np.zeros(len(net.samples), np.float32)
     section = FinetuneSection(
-        epochs=2, task_loss="own_loss_for_a_test:loss", distill={"outputs": 0.0}, learning_rate=0.1
-    )
+        epochs=2, task_loss="own_loss_for_a_test:loss", distill={"outputs": 0.0},
+        learning_rate=0.5, batch=4,
+    )  # fmt: skip
     record = finetune(draft, labelled(net, draft, labels), section, Means(search=tmp_path)).record
     assert record.after < record.before
 
