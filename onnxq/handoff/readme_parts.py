@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from math import prod
 
-from onnxq.artifacts import HostStep, LoopStep, Manifest, RunStep, Step
+from onnxq.artifacts import LoopStep, Manifest, RunStep, Step
 from onnxq.handoff.part import Part
 
 __all__ = ["steps_in_words"]

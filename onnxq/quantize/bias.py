@@ -1,26 +1,24 @@
 """The refine step ``bias``: what quantization adds to a channel on average is taken off again."""
 
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from jaxtyping import Float64, Int64
 
-from onnxq.graph import constant_of, cut_to, output_channel_axis, save_model
+from onnxq.graph import constant_of, output_channel_axis
 from onnxq.quantize.draft import Draft, Evidence
+from onnxq.quantize.measuring import measuring_session
 from onnxq.quantize.unshare import unused_name
-from onnxq.runtime import Session, in_parallel, with_outputs
+from onnxq.runtime import in_parallel, with_outputs
 
 __all__ = ["correct_biases"]
 
 MOST_ROUNDS = 64  # passes of the samples through the quantized graph
 _BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _INT32 = np.iinfo(np.int32)
-_NO_SATURATION = {"session.x64quantprecision": "1"}  # exact integers on x86 without VNNI too
 _MEAN = ".mean of channels"
 
 
@@ -158,10 +156,7 @@ def _channel_means(
     for name, is_spatial in tensors.items():
         op_type = "GlobalAveragePool" if is_spatial else "Identity"
         probe.graph.node.append(onnx.helper.make_node(op_type, [name], [f"{name}{_MEAN}"]))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "means.onnx"
-        save_model(cut_to(probe), path)
-        session = Session(path, config=_NO_SATURATION)
+    session = measuring_session(probe)
 
     def means(index: int) -> dict[str, Float64[np.ndarray, " channels"]]:
         found = session.run(evidence.run(index))

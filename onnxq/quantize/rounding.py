@@ -1,23 +1,22 @@
 """The refine step ``rounding``: up or down, as the layer's output asks and not the weight alone."""
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from jaxtyping import Float, Float64, Int64
 
-from onnxq.graph import constant_of, cut_to, output_channel_axis, save_model
+from onnxq.graph import constant_of, output_channel_axis
 from onnxq.pads import pads_of
 from onnxq.pair_sums import has_pair_sums, reduction_rows
 from onnxq.quantize.descent import least_error_rounding, plain_rounding
 from onnxq.quantize.draft import Draft, Evidence
+from onnxq.quantize.measuring import measuring_session
 from onnxq.quantize.plan import WeightParameters
-from onnxq.runtime import Session, in_parallel, with_outputs
+from onnxq.runtime import in_parallel, with_outputs
 
 __all__ = ["round_weights"]
 
@@ -25,7 +24,6 @@ _ABLE = frozenset({"Conv", "Gemm", "MatMul"})
 _DAMPING = 0.05  # of the mean square of an input, added to each: few samples say little of each
 _HELD_BYTES = 512_000_000  # of second moments at once; beyond, the samples pass again
 _LEAST, _LEAST_NARROW, _CANDIDATES = 0.7, 0.5, 16  # shares of a scale that are tried
-_NO_SATURATION = {"session.x64quantprecision": "1"}  # exact integers on x86 without VNNI too
 
 
 @dataclass(frozen=True)
@@ -312,10 +310,7 @@ def _moments(
     model: onnx.ModelProto, layers: Sequence[_Layer], evidence: Evidence, what: str
 ) -> Mapping[str, _Moments]:
     """By node, over the runs to measure on. Only what the tensors need is run."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "inputs.onnx"
-        save_model(cut_to(with_outputs(model, sorted({layer.data for layer in layers}))), path)
-        session = Session(path, config=_NO_SATURATION)
+    session = measuring_session(with_outputs(model, sorted({layer.data for layer in layers})))
     runs = [int(run) for run in np.flatnonzero(~evidence.is_held_back)]
 
     def of_run(index: int) -> list[_Moments]:

@@ -138,9 +138,8 @@ def test_another_target_is_refused(halves, tmp_path):
 def test_other_tensors_are_refused(tmp_path):
     chain = model(
         """g (float[1,4] x) => (float[1,4] y) {
-            [mm] m = MatMul(x, w)  [sub] t = Sub(m, c)  [a] u = Abs(t)  [s] y = Softmax(u) }""",
+            [mm] m = MatMul(x, w)  [sub] t = Sub(m, x)  [a] u = Abs(t)  [s] y = Softmax(u) }""",
         w=X[0, 0, :4, :4],
-        c=X[0, 0, 0, :4],
     )
     x = X[:6, 0, 0, :4]
     one = part(tmp_path, "one", x[:3], chain)

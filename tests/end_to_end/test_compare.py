@@ -104,7 +104,7 @@ def test_every_candidate_beyond_the_limit_ends_with_1(files, onnxq):
     assert "no record says what broken.int8 was made from" in ended.out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_recipes_build_folders_and_their_gate_need_no_flags(tiny, onnxq):
     recipes = []
     for name, steps in (("tiny", []), ("tiny-biased", ["bias"])):

@@ -16,6 +16,7 @@ def four_bits(path) -> list[str]:
     return [t.name for t in onnx.load(path).graph.initializer if t.data_type == TensorProto.INT4]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", [None, 16])
 def test_a_recipe_with_4_bit_weights_hands_off_a_bundle_that_holds_them(tiny, onnxq, block):
     asked = {"weights": "int4", "precision": ALL_4, "also_for": ["ort-arm64"], "block": block}

@@ -718,6 +718,7 @@ def test_a5_15_the_usage_in_the_bundle_runs_as_it_stands(firmware):
     assert "`picture`" in ended.stderr
 
 
+@pytest.mark.long
 def test_a5_16_a_graph_past_the_limit_of_protobuf_goes_to_a_file_of_its_own(
     tiny, onnxq, monkeypatch
 ):
@@ -845,7 +846,7 @@ def test_b5_05_coordinates_reach_the_neighbour_search_unrounded(onnxq, tmp_path)
 
     ended = onnxq(
         "quantize", neighbours(tmp_path), "--data", tmp_path / "d.npz",
-        "-o", tmp_path / "int8.onnx", "--json",
+        "--elementwise", "integer", "-o", tmp_path / "int8.onnx", "--json",
     )  # fmt: skip
 
     assert ended.code == 0, ended.err

@@ -56,6 +56,7 @@ def test_a_second_run_finds_every_stage_up_to_date(tiny, onnxq):
     assert again.out.count("up to date") == len(STAGES)
 
 
+@pytest.mark.long
 def test_another_seed_runs_again_from_calibration_only(tiny, onnxq):
     assert onnxq(*tiny.arguments()).code == 0
 

@@ -318,6 +318,7 @@ def test_every_command_and_snippet_of_the_readme_of_parts_runs(tiny, onnxq):
         assert done.returncode == 0, (code, done.stdout, done.stderr)
 
 
+@pytest.mark.long
 def test_the_bundle_for_a_further_target_is_made_again(tiny, onnxq):
     tiny.values["target"] = "stm32n6"
     tiny.values["quantize"] = {"also_for": ["ort-x86"]}

@@ -54,8 +54,14 @@ def test_a_few_random_graphs_keep_their_function(seed):
     check_seed(-seed + GRAPHS)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("start", range(0, GRAPHS, A_TEST))
+def in_blocks(count: int) -> list[object]:
+    """Where each block begins; all but the first two are for `make test-all`."""
+    starts = range(0, count, A_TEST)
+    marks = [pytest.mark.slow if start < 2 * A_TEST else pytest.mark.long for start in starts]
+    return [pytest.param(start, marks=mark) for start, mark in zip(starts, marks, strict=True)]
+
+
+@pytest.mark.parametrize("start", in_blocks(GRAPHS))
 def test_random_graphs_keep_their_function_through_all_rewrites(start):
     for seed in range(start, start + A_TEST):
         check_seed(seed)
@@ -66,8 +72,7 @@ def damaged(seed: int) -> bytes:
     return damaging.damage(Growing(seed).grow(1 + seed % 8).model(), rng)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("start", range(0, FILES, A_TEST))
+@pytest.mark.parametrize("start", in_blocks(FILES))
 def test_a_damaged_file_gives_an_error_screen(start, tmp_path: Path):
     files = []
     for seed in range(start, start + A_TEST):

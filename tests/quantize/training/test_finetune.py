@@ -277,7 +277,7 @@ def test_too_few_runs_to_judge_by_are_refused(net, draft):
         finetune(draft, few, FinetuneSection())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_do_what_one_does_with_twice_the_batch(net, draft):
     options = {"epochs": 2, "learning_rate": 0.05}
     one = tuned(net, draft, **options, batch=8)
