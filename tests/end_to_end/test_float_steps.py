@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def stepped(tiny):
-    tiny.values["quantize"] = {"float_steps": ["equalize", "absorb"]}
+    tiny.values["quantize"] = {"float_steps": ["equalize", "absorb"], "steps": []}
     return tiny
 
 
@@ -26,7 +26,6 @@ def test_a_recipe_with_float_steps_ends_with_a_bundle_judged_against_its_fp32_fi
     calibrated_on = stepped.record("calibrate", "calibration.json")["model_sha256"]
     assert calibrated_on == equalized["model"]["sha256"] != exported
     assert [step["step"] for step in equalized["steps"]] == ["equalize", "absorb"]
-    assert any(row["changed"] for row in equalized["steps"][0]["links"])
     report = stepped.record("verify", "report.json")
     assert min(row["sqnr_db"] for row in report["layers"]) > 10
     assert not any(row["faults"] for row in report["audit"])
@@ -43,7 +42,7 @@ def test_with_float_steps_too_a_second_run_finds_every_stage_up_to_date(stepped,
 
 def test_other_float_steps_run_again_from_calibration(stepped, onnxq):
     assert onnxq(*stepped.arguments("--to", "quantize")).code == 0
-    stepped.values["quantize"] = {"float_steps": ["equalize"]}
+    stepped.values["quantize"] = {"float_steps": ["equalize"], "steps": []}
 
     again = onnxq(*stepped.arguments("--to", "quantize"))
 
@@ -71,10 +70,14 @@ def test_plain_files_take_float_steps_by_flag_before_ranges_and_not_after(tmp_pa
     data = ("--data", tmp_path / "data.npz")
     steps = ("--float-step", "equalize")
 
-    direct = onnxq("quantize", net.path, *data, *steps, "-o", tmp_path / "direct.onnx")
+    direct = onnxq(
+        "quantize", net.path, *data, *steps, "--effort", "none", "-o", tmp_path / "direct.onnx"
+    )
     ranges = onnxq("calibrate", net.path, *data, *steps, "-o", tmp_path / "ranges")
     calibration = ("--calibration", tmp_path / "ranges")
-    later = onnxq("quantize", net.path, *calibration, "-o", tmp_path / "later.onnx")
+    later = onnxq(
+        "quantize", net.path, *calibration, "--effort", "none", "-o", tmp_path / "later.onnx"
+    )
     too_late = onnxq("quantize", net.path, *calibration, *steps, "-o", tmp_path / "no.onnx")
 
     assert (direct.code, ranges.code, later.code, too_late.code) == (0, 0, 0, 2)
