@@ -8,6 +8,7 @@ from onnxq.errors import DataError
 from onnxq.plain.judge import REPORT, hand_off_file
 from onnxq.plain.made_from import quantize_again
 from onnxq.plugins import is_reference
+from onnxq.recipe import Waiver
 from onnxq.target import load_target
 
 __all__ = ["hand_off_again"]
@@ -31,6 +32,11 @@ def hand_off_again(folder: Path, bundle: Bundle, origin: Origin, output: Path) -
     report = folder / "report"
     with tempfile.TemporaryDirectory() as scratch:
         model, same = folder / bundle.model.name, True
+        waived = tuple(
+            Waiver(name=result.rule, reason=result.waived)
+            for result in bundle.rules
+            if result.waived is not None
+        )
         if origin.made_from is not None:
             model = Path(scratch) / bundle.model.name
             target = load_target(origin.target)
@@ -43,4 +49,5 @@ def hand_off_again(folder: Path, bundle: Bundle, origin: Origin, output: Path) -
             source=samples or None,
             report=report if same and (report / REPORT).is_file() else None,
             allow_unverified=not same or bundle.verdict != "passed",
+            waive=waived,
         )
